@@ -1,0 +1,99 @@
+"""What the trainer tells the operator while it runs: one small document in the job's progress ConfigMap."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from .base import ApiModel
+from .training import MAX_STEPS_LIMIT
+
+PROGRESS_KEY = "progress.json"
+"""Key of the document in the ConfigMap `<job>-progress`."""
+
+PROGRESS_MAX_BYTES = 16_384
+"""A longer document is ignored with an event."""
+
+Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0, le=2**53)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEPS_LIMIT)]
+
+ProgressPhase = Literal["Staging", "Preparing", "Training", "Saving"]
+
+
+class Metrics(ApiModel):
+    """The latest training metrics. All of them are means over the last logged optimizer step."""
+
+    reward: Number | None = None
+    """Mean face score: cosine similarity to the first frame's person, -1 to 1."""
+    loss: Number | None = None
+    """Loss."""
+    kl: Number | None = None
+    """KL term before its weight."""
+    grad_norm: Number | None = None
+    """Gradient norm before clipping."""
+    seconds_per_step: Number | None = None
+    """Seconds per optimizer step, averaged over the last steps."""
+    no_face_fraction: Number | None = None
+    """Share of generated frames without a face."""
+
+
+class StagingProgress(ApiModel):
+    """Bytes moved from storage."""
+
+    bytes_done: Bytes = 0
+    """Bytes that are in place."""
+    bytes_total: Bytes = 0
+    """Bytes to stage."""
+    bytes_per_second: Number = 0.0
+    """Rate of the last seconds."""
+
+
+class Checkpoint(ApiModel):
+    """The last save of the trained weights."""
+
+    step: Step
+    """Optimizer step after which it was saved."""
+    uri: Annotated[str, Field(max_length=4096)]
+    """Where it is."""
+    time: AwareDatetime
+    """When it was complete."""
+
+
+class Results(ApiModel):
+    """Where the results are."""
+
+    lora: Annotated[str, Field(max_length=4096)] | None = None
+    """The trained weights (safetensors)."""
+    report: Annotated[str, Field(max_length=4096)] | None = None
+    """The report."""
+    metrics: Annotated[str, Field(max_length=4096)] | None = None
+    """One JSON line per logged step."""
+    samples: Annotated[str, Field(max_length=4096)] | None = None
+    """Folder with the videos before and after training."""
+
+
+class Progress(ApiModel):
+    """The progress document. Written by pod 0: by `stage` while it stages, by rank 0 afterwards."""
+
+    phase: ProgressPhase
+    """What is going on."""
+    time: AwareDatetime
+    """When this was written."""
+    step: Step = 0
+    """Optimizer steps done."""
+    total_steps: Step = 0
+    """Optimizer steps in all. 0: not known yet."""
+    epoch: Step = 0
+    """Passes over the dataset done."""
+    eta_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Seconds until the end of training, from the rate of the last steps."""
+    metrics: Metrics = Field(default_factory=Metrics)
+    """The latest metrics."""
+    staging: StagingProgress | None = None
+    """Bytes staged by pod 0."""
+    checkpoint: Checkpoint | None = None
+    """The last save."""
+    results: Results | None = None
+    """Where the results are."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """One sentence for the user."""

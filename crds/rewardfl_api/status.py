@@ -1,0 +1,88 @@
+"""The status of a RewardFLJob: what is going on and, when something is wrong, what and how to mend it."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from .base import ApiModel
+from .progress import Checkpoint, Metrics, Results, StagingProgress, Step
+
+Phase = Literal["Pending", "Queued", "Suspended", "Staging", "Preparing", "Training", "Saving", "Succeeded", "Failed"]
+FINISHED_PHASES = ("Succeeded", "Failed")
+
+ConditionType = Literal["Accepted", "Staged", "Running", "Suspended", "Succeeded", "Failed"]
+
+
+class Condition(ApiModel):
+    """A standard Kubernetes condition."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """What the condition is about: Accepted, Staged, Running, Suspended, Succeeded or Failed."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """One word from the closed list of docs/operations.md."""
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """What happened and what to do."""
+    last_transition_time: AwareDatetime
+    """When `status` last changed."""
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the resource that this was derived from."""
+
+
+class Workers(ApiModel):
+    """The job's pods, counted."""
+
+    active: Annotated[int, Field(ge=0)] = 0
+    """Pods that run or wait to run."""
+    succeeded: Annotated[int, Field(ge=0)] = 0
+    """Pods that ended well."""
+    failed: Annotated[int, Field(ge=0)] = 0
+    """Pods that failed."""
+
+
+class RewardFLJobStatus(ApiModel):
+    """What is observed of a RewardFLJob."""
+
+    phase: Phase | None = None
+    """Where the job stands."""
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the resource that this status was derived from."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = Field(default_factory=list)
+    """Conditions, one of each type."""
+    start_time: AwareDatetime | None = None
+    """When the first pod was started."""
+    completion_time: AwareDatetime | None = None
+    """When the job succeeded or failed."""
+    step: Step | None = None
+    """Optimizer steps done."""
+    total_steps: Step | None = None
+    """Optimizer steps in all."""
+    progress: Annotated[str, Field(max_length=32)] | None = None
+    """Steps done and in all, for people: 12/40."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Percent of the steps (of the bytes, while staging)."""
+    eta: Annotated[str, Field(max_length=32)] | None = None
+    """Time until training ends, for people: 1h12m."""
+    metrics: Metrics | None = None
+    """The latest metrics."""
+    reward: Annotated[str, Field(max_length=32)] | None = None
+    """The latest mean face score, for people: 0.612."""
+    staging: StagingProgress | None = None
+    """Bytes staged."""
+    checkpoint: Checkpoint | None = None
+    """The last save of the trained weights."""
+    restarts: Annotated[int, Field(ge=0)] = 0
+    """Times that pods were started again after a failure."""
+    workers: Workers | None = None
+    """The pods, counted."""
+    results: Results | None = None
+    """Where the results are."""
+    last_progress_time: AwareDatetime | None = None
+    """When the trainer last reported."""

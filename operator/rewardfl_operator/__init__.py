@@ -1,0 +1,1 @@
+"""The kopf operator of RewardFLJob. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The trainer image's programs: `stage` and `train`. Never imports kopf."""
