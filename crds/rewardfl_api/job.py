@@ -53,9 +53,7 @@ class RewardFLJob(ApiModel):
         Raises:
             pydantic.ValidationError: the spec is not valid.
         """
-        return cls.model_validate(
-            {**{key: body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in body}}
-        )
+        return cls.model_validate({**{key: body[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in body}})
 
     @property
     def config_name(self) -> str:

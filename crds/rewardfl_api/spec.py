@@ -52,9 +52,7 @@ class Cache(ApiModel):
     @model_validator(mode="after")
     def check_one(self) -> Self:
         """At most one kind of volume."""
-        given = [
-            name for name in ("persistent_volume_claim", "host_path", "empty_dir") if getattr(self, name) is not None
-        ]
+        given = [name for name in ("persistent_volume_claim", "host_path", "empty_dir") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"cache: give one of {', '.join(given)}, not several")
         return self
@@ -65,9 +63,7 @@ class DeepSpeed(ApiModel):
 
     preset: DeepSpeedPreset | None = None
     """Configuration by name. zero2 when neither is given."""
-    config: (
-        Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None
-    ) = None
+    config: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
     """A DeepSpeed configuration, as its own JSON file would hold it. Batch sizes, precision and clipping are filled in."""
 
     @model_validator(mode="after")
@@ -122,9 +118,7 @@ class RewardFLJobSpec(ApiModel):
     """The DeepSpeed configuration."""
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     """Life of the job."""
-    template: (
-        Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None
-    ) = None
+    template: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
     """Partial pod template (metadata, spec), merged into the operator's; containers by name: trainer and stage."""
 
     @model_validator(mode="after")

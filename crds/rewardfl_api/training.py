@@ -173,9 +173,7 @@ class ReportingParameters(ApiModel):
     """Dataset rows of which a video is generated before and after training, with the same noise."""
 
 
-class TrainingParameters(
-    ReportingParameters, RewardParameters, SamplingParameters, ModelParameters, OptimizationParameters
-):
+class TrainingParameters(ReportingParameters, RewardParameters, SamplingParameters, ModelParameters, OptimizationParameters):
     """Every training parameter. In the resource the names are camelCase, in the trainer's configuration snake_case."""
 
     @field_validator("model_paths", mode="before")

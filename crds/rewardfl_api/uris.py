@@ -6,9 +6,7 @@ from typing import Literal
 
 Scheme = Literal["s3", "hf", "ms", "file"]
 
-SOURCE_PATTERN = (
-    r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|(hf|ms)://[^/@:]+/[^/@:]+(@[^:]+)?(:.+)?|/.*|\.{1,2}/.*)$"
-)
+SOURCE_PATTERN = r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|(hf|ms)://[^/@:]+/[^/@:]+(@[^:]+)?(:.+)?|/.*|\.{1,2}/.*)$"
 """What a source may look like, as the CRD checks it: s3://bucket/key, hf:// or ms://org/name[@revision][:pattern], a path."""
 
 S3_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
