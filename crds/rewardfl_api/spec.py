@@ -84,7 +84,7 @@ class RunPolicy(ApiModel):
     suspend: bool = False
     """Stop the pods and keep the job, or start it suspended."""
     backoff_limit: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Retries after a failure that may pass. Errors in the configuration or the data are never retried, disruptions not counted."""
+    """Retries after a failure that may pass. Errors in configuration or data are never retried, disruptions not counted."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     """Seconds after which a running job is failed."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

@@ -1,5 +1,6 @@
-"""The file that the operator hands to the trainer image (ConfigMap `<job>-config`, key config.yaml), and where things lie in its pods.
+"""The file that the operator hands to the trainer image, and where things lie in its pods.
 
+In the cluster it is the key config.yaml of the ConfigMap `<job>-config`.
 Also written by hand: `python -m rewardfl_trainer.train --config config.yaml` needs no cluster.
 """
 

@@ -75,7 +75,7 @@ class OptimizationParameters(ApiModel):
     max_steps: Count | None = None
     """Optimizer steps in all. Unset: as many as dataset_repeat passes and num_train_epochs rounds make."""
     max_bad_steps: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Steps in a row with a NaN or infinite loss or gradient after which training stops. Each such step is skipped and counted."""
+    """Steps in a row with a NaN or infinite loss or gradient after which training stops. Each is skipped and counted."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Seed of everything random: LoRA initialisation, shuffling, noise."""
     dtype: Literal["bf16", "fp32"] = "bf16"
@@ -102,8 +102,8 @@ class ModelParameters(ApiModel):
     """Folder with antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx."""
     trainable_models: Text = "dit2"
     """Models to train, comma separated: dit, dit2, vae, text_encoder."""
-    lora_base_model: Literal["dit", "dit2"] | None = "dit2"
-    """Model that gets the LoRA. Null trains all parameters of trainable_models."""
+    lora_base_model: Literal["dit", "dit2"] | None = None
+    """Model that gets the LoRA, usually dit2. Unset: all parameters of trainable_models are trained."""
     lora_target_modules: Text = "q,k,v,o,ffn.0,ffn.2"
     """Linear layers that get a LoRA, comma separated, matched by the end of their name."""
     lora_rank: Annotated[int, Field(ge=1, le=4096)] = 32
@@ -240,7 +240,7 @@ class TrainingParameters(ReportingParameters, RewardParameters, SamplingParamete
         if self.lora_base_model is not None and names != [self.lora_base_model]:
             raise ValueError(
                 f"trainable_models={self.trainable_models!r}: with lora_base_model={self.lora_base_model} only its LoRA "
-                f"is trained; set trainable_models to {self.lora_base_model}, or lora_base_model to null for full training"
+                f"is trained; set trainable_models to {self.lora_base_model}, or leave lora_base_model out for full training"
             )
         if "dit2" in names and self.uses_single_dit:
             raise ValueError(
