@@ -16,6 +16,7 @@ MAX_STEPS_LIMIT = 10_000_000
 VIDEO_MULTIPLE = 16
 """Height and width are multiples of this: 8 (VAE) times 2 (DiT patch)."""
 
+KNOWN_MODEL_NAMES = ("wan2_2",)
 KNOWN_MODELS = ("dit", "dit2", "vae", "text_encoder")
 KNOWN_EXTRA_INPUTS = ("input_image", "end_image")
 
@@ -89,8 +90,8 @@ class OptimizationParameters(ApiModel):
 class ModelParameters(ApiModel):
     """Which models are loaded, and what of them is trained."""
 
-    model_name: Literal["wan2_2"] = "wan2_2"
-    """Model family."""
+    model_name: Text = "wan2_2"
+    """Model family: wan2_2."""
     model_paths: Annotated[list[PathText], Field(max_length=64)] | None = None
     """High-noise DiT, low-noise DiT, text encoder and VAE: one entry each (file, directory, pattern, or comma-separated
     shards; a path or an s3://, hf:// or ms:// URI), or a single entry naming a JSON file that lists them (wan22_paths.json)."""
@@ -184,6 +185,14 @@ class TrainingParameters(ReportingParameters, RewardParameters, SamplingParamete
             return [value]
         if isinstance(value, list):
             return [",".join(entry) if isinstance(entry, list) else entry for entry in value]
+        return value
+
+    @field_validator("model_name")
+    @classmethod
+    def check_model_name(cls, value: str) -> str:
+        """Only families that this trainer has. The CRD takes any name, so that another family needs no new CRD."""
+        if value not in KNOWN_MODEL_NAMES:
+            raise ValueError(f"model_name={value!r}: unknown; use {' or '.join(KNOWN_MODEL_NAMES)}")
         return value
 
     @field_validator("trainable_models")
