@@ -1,0 +1,106 @@
+# Everything that a person or CI runs. `make help` lists it. Every target sets up what it needs by itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+PYTHON ?= python3
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rewardfl
+UV_VERSION := 0.13.9
+UV := $(CACHE)/uv-$(UV_VERSION)/uv
+VENV := .venv
+BIN := $(VENV)/bin
+# The environment is rebuilt when what it is made of changes, never otherwise.
+STAMP := $(VENV)/.ready-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
+CRD_FILES := crds/rewardfl.io_rewardfljobs.yaml charts/rewardfl/files/rewardfl.io_rewardfljobs.yaml
+CLUSTER ?= local
+TESTS ?= tests
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv from the locked requirements
+
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=..."; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $(PYTHON) is older than 3.11: say make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "setup: installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
+	mkdir -p $(CACHE)
+	scratch=$$(mktemp -d $(CACHE)/.uv-XXXXXX)
+	trap 'rm -rf "$$scratch"' EXIT
+	echo "setup: uv $(UV_VERSION)"
+	$(PYTHON) -m venv "$$scratch/venv"
+	"$$scratch/venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	mkdir -p $(dir $(UV))
+	mv -f "$$scratch/venv/bin/uv" $(UV)
+
+$(STAMP): | $(UV)
+	@echo "setup: $(VENV) from requirements/dev.txt (6 GB; about half a minute where the packages are cached)"
+	rm -f $(VENV)/.ready-*
+	[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || $(UV) venv -q --clear --python $(PYTHON) $(VENV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync -q --require-hashes requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install -q --no-deps -e .
+	touch $@
+
+.PHONY: demo
+demo: setup ## run the main job on a local Kubernetes (CLUSTER=current: on the current kubectl context)
+	@exec $(BIN)/python -m examples.demo --cluster $(CLUSTER)
+
+.PHONY: test
+test: setup lint cluster-build ## lint, then every test; TESTS=path narrows them
+	@exec $(BIN)/python -m pytest $(TESTS)
+
+.PHONY: test-fast
+test-fast: setup ## only the tests that take seconds and need no cluster
+	@exec $(BIN)/python -m pytest -m "not slow and not cluster" $(TESTS)
+
+.PHONY: test-gpu
+test-gpu: setup ## the trainer's tests on a CUDA device
+	@REWARDFL_TEST_DEVICE=cuda exec $(BIN)/python -m pytest tests/gpu
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, the import contracts, the generated files
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(MAKE) -s check-generated
+
+.PHONY: format
+format: setup ## let ruff format and fix
+	@$(BIN)/ruff format -q .
+	$(BIN)/ruff check -q --fix .
+
+.PHONY: generate
+generate: setup ## write the CRD from the models
+	@$(BIN)/python -m rewardfl_api.crd --write $(CRD_FILES)
+
+.PHONY: check-generated
+check-generated: setup ## fail when a generated file is not current
+	@$(BIN)/python -m rewardfl_api.crd --check $(CRD_FILES)
+
+.PHONY: lock
+lock: $(UV) ## lock the dependencies again, with hashes and without addresses
+	@compile="$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade"
+	$$compile --custom-compile-command "make lock" --all-extras pyproject.toml -o requirements/dev.txt
+	for extra in operator trainer; do
+	  $$compile --custom-compile-command "make lock" --extra $$extra --extra cli -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt
+	done
+
+.PHONY: cluster-build
+cluster-build: setup ## build or find the local Kubernetes' programs
+	@$(BIN)/python -m tests.cluster build
+
+.PHONY: cluster-up
+cluster-up: setup ## start the local Kubernetes and leave it running
+	@$(BIN)/python -m tests.cluster up
+
+.PHONY: cluster-down
+cluster-down: setup ## stop it
+	@$(BIN)/python -m tests.cluster down
+
+.PHONY: clean
+clean: ## remove what these targets made in this folder
+	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache
