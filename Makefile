@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 # The environment is rebuilt when what it is made of changes, never otherwise.
 STAMP := $(VENV)/.ready-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
 CRD_FILES := crds/rewardfl.io_rewardfljobs.yaml charts/rewardfl/files/rewardfl.io_rewardfljobs.yaml
+DOC_FILES := docs/operations.md docs/reference.md
 CLUSTER ?= local
 TESTS ?= tests
 
@@ -74,12 +75,14 @@ format: setup ## let ruff format and fix
 	$(BIN)/ruff check -q --fix .
 
 .PHONY: generate
-generate: setup ## write the CRD from the models
+generate: setup ## write the CRD and the documentation's tables from the models
 	@$(BIN)/python -m rewardfl_api.crd --write $(CRD_FILES)
+	$(BIN)/python -m rewardfl_api.docs --write $(DOC_FILES)
 
 .PHONY: check-generated
 check-generated: setup ## fail when a generated file is not current
 	@$(BIN)/python -m rewardfl_api.crd --check $(CRD_FILES)
+	$(BIN)/python -m rewardfl_api.docs --check $(DOC_FILES)
 
 .PHONY: lock
 lock: $(UV) ## lock the dependencies again, with hashes and without addresses
