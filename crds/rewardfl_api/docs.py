@@ -45,7 +45,7 @@ def _kind(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = str(schema["type"])
     low, high = schema.get("minimum"), schema.get("maximum")
-    return f"{kind}, {low:g} to {high:g}" if low is not None and high is not None else kind
+    return f"{kind}, {low:.15g} to {high:.15g}" if low is not None and high is not None else kind
 
 
 PARTS: dict[str, Callable[[], str]] = {
