@@ -1,0 +1,141 @@
+"""The face identity reward: does every frame of the generated video show the person of the ground-truth video?
+
+Score of a video = mean over its frames of the mean cosine similarity of the frame's face to the faces of the ground truth
+(whose frame 0, the condition, is left out). A frame without a face counts with `missing_face_penalty`, so that hiding the
+face never pays. Must not sample, decode or weigh.
+
+Shapes: B videos, T frames, S reference frames, F faces, E embedding (512), H W pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .alignment import crop_faces, similarity_to_template
+from .base import Reward, RewardResult
+from .detection import FaceDetector, Faces
+from .recognition import ChannelOrder, FaceRecogniser
+
+FACES_PER_CALL = 32
+"""Faces in one call of the recogniser; changes no result."""
+
+
+@dataclass(frozen=True)
+class FaceReference:
+    """The ground truth's faces. `embeddings_BSE` is L2-normalised, and zero where `found_BS` is False."""
+
+    embeddings_BSE: Tensor
+    found_BS: Tensor
+
+    def mean_BE(self) -> Tensor:
+        """Return the mean embedding of the found faces: its dot product with a face is that face's mean cosine similarity."""
+        return self.embeddings_BSE.sum(dim=1) / self.found_BS.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class FaceResult(RewardResult):
+    """Scores, and what was found where (pixels; nan where a frame has no face)."""
+
+    boxes_BT4: Tensor
+    keypoints_BT52: Tensor
+    no_face_fraction: float
+    """Part of the frames in which no face was found."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers worth logging, by name."""
+        return {**super().metrics(), "no_face_fraction": self.no_face_fraction}
+
+
+class FaceReward(Reward[FaceReference, FaceResult]):
+    """Identity of the largest face. Detection carries no gradient; crop and embedding do."""
+
+    def __init__(self, detector: FaceDetector, recogniser: FaceRecogniser, missing_face_penalty: float = 0.0) -> None:
+        super().__init__()
+        self.detector, self.recogniser = detector, recogniser
+        self.missing_face_penalty = missing_face_penalty
+        self.freeze()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        channel_order: ChannelOrder = "rgb",
+        missing_face_penalty: float = 0.0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Read both networks of antelopev2 from `folder`. Face scores need float32; float64 is for checks.
+
+        Raises:
+            RewardFLError: a file is missing or is not what it should be (exit code 66).
+        """
+        recogniser = FaceRecogniser.load(folder, channel_order)
+        return cls(FaceDetector.load(folder), recogniser, missing_face_penalty).to(device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def reference(self, video_B3THW: Tensor) -> FaceReference:
+        """Embed the ground truth's faces. Frame 0 counts only where no other frame has a face.
+
+        Returns:
+            `embeddings_BSE` with S = T. A video without any face has none found; every frame then scores the penalty.
+        """
+        embeddings_BTE, faces = self._embed(video_B3THW)
+        found_BT = faces.found_F.view(embeddings_BTE.shape[:2]).clone()
+        found_BT[:, 0] &= ~found_BT[:, 1:].any(dim=1)
+        return FaceReference(embeddings_BTE * found_BT.unsqueeze(-1), found_BT)
+
+    def forward(self, video_B3THW: Tensor, reference: FaceReference) -> FaceResult:
+        """Score videos in [-1, 1]. The score is connected to the video even where no frame has a face."""
+        scores_BT, faces = self.frame_scores(video_B3THW, reference)
+        found_BT = faces.found_F.view(scores_BT.shape)
+        return FaceResult(
+            score_B=scores_BT.mean(dim=1),
+            frame_scores_BT=scores_BT.detach().masked_fill(~found_BT, torch.nan),
+            boxes_BT4=faces.boxes_F4.view(*scores_BT.shape, 4),
+            keypoints_BT52=faces.keypoints_F52.view(*scores_BT.shape, 5, 2),
+            no_face_fraction=1 - float(found_BT.float().mean()),
+        )
+
+    def frame_scores(self, video_B3THW: Tensor, reference: FaceReference) -> tuple[Tensor, Faces]:
+        """Return the score of every frame with its gradient, and the faces (frames of all videos in a row).
+
+        The score of a video is the mean of these, so a long video can be scored, and differentiated, a few frames at a time.
+        """
+        embeddings_BTE, faces = self._embed(video_B3THW)
+        scored_BT = faces.found_F.view(embeddings_BTE.shape[:2]) & reference.found_BS.any(dim=1, keepdim=True)
+        mean_BE = reference.mean_BE().to(embeddings_BTE)
+        cosine_BT = (embeddings_BTE * mean_BE.unsqueeze(1)).sum(dim=-1)
+        scores_BT = torch.where(scored_BT, cosine_BT, self.missing_face_penalty)
+        # A zero that depends on the video: backward works without any face, and a nan in the video is not hidden.
+        return scores_BT + 0 * video_B3THW.sum(dim=(1, 3, 4), dtype=scores_BT.dtype).to(scores_BT.device), faces
+
+    def find_faces(self, frames_F3HW: Tensor) -> Faces:
+        """Return the largest face of each frame that can be aligned."""
+        faces: Faces = self.detector(frames_F3HW)
+        _, valid_F = similarity_to_template(faces.keypoints_F52)
+        return Faces(faces.boxes_F4, faces.keypoints_F52, faces.scores_F, faces.found_F & valid_F)
+
+    def _embed(self, video_B3THW: Tensor) -> tuple[Tensor, Faces]:
+        """Return embeddings_BTE, zero where a frame has no face, and the faces of all frames in a row."""
+        batch, _, time = video_B3THW.shape[:3]
+        frames_F3HW = video_B3THW.transpose(1, 2).flatten(0, 1).to(self.detector.anchor_centers_A2)
+        with torch.autocast(frames_F3HW.device.type, enabled=False):
+            faces = self.find_faces(frames_F3HW.detach())
+            where_F = faces.found_F.nonzero().squeeze(-1)
+            matrices_F23, _ = similarity_to_template(faces.keypoints_F52[where_F])
+            embeddings = [
+                self.recogniser(crop_faces(frames_F3HW[indices], matrices))
+                for indices, matrices in zip(
+                    torch.split(where_F, FACES_PER_CALL), torch.split(matrices_F23, FACES_PER_CALL), strict=True
+                )
+                if len(indices)
+            ]
+            if not embeddings:
+                return frames_F3HW.new_zeros(batch, time, 1), faces
+            found_FE = torch.cat(embeddings)
+            embeddings_FE = found_FE.new_zeros(batch * time, found_FE.shape[-1]).index_copy(0, where_F, found_FE)
+        return embeddings_FE.view(batch, time, -1), faces
