@@ -74,7 +74,7 @@ def recogniser_network(seed: int = 0) -> nn.Module:
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.PReLU(outputs)]
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 7 * 7, 512), nn.BatchNorm1d(512))
     for name, tensor in network.state_dict().items():
-        if name.endswith(("weight", "running_mean")) and tensor.dim():
+        if name.endswith(("weight", "bias", "running_mean")):
             fan_in = max(1, tensor[0].numel())
             tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan_in**0.5)
         elif name.endswith("running_var"):
