@@ -1,0 +1,49 @@
+"""Reads the trainer's configuration file and says what is wrong with it, one line a field. Interprets none of its values."""
+
+import os
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.trainer_config import TrainerConfig
+
+MAX_ERRORS_SHOWN = 10
+MAX_VALUE_CHARACTERS = 80
+
+
+def load(path: str | os.PathLike[str]) -> TrainerConfig:
+    """Read the configuration file at `path`.
+
+    Raises:
+        RewardFLError: it cannot be read (exit code 66), or is not a valid configuration (78); one line a field.
+    """
+    try:
+        return TrainerConfig.load(path)
+    except OSError as error:
+        raise RewardFLError(
+            Reason.BAD_CONFIGURATION,
+            f"--config={os.fspath(path)}: {error.strerror or error}",
+            "Name a readable configuration file.",
+            ExitCode.MISSING_INPUT,
+        ) from error
+    except ValidationError as error:
+        lines = [_line(item) for item in error.errors(include_url=False, include_context=False)[:MAX_ERRORS_SHOWN]]
+        raise _bad_configuration("\n".join(lines)) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise _bad_configuration(f"--config={os.fspath(path)}: not a YAML mapping: {error}") from error
+
+
+def _bad_configuration(message: str) -> RewardFLError:
+    return RewardFLError(Reason.BAD_CONFIGURATION, message, "Change what is named.", ExitCode.BAD_CONFIGURATION)
+
+
+def _line(item: ErrorDetails) -> str:
+    """Return one of pydantic's errors as `training.num_frames=80: must be ...`."""
+    field = ".".join(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" or isinstance(item["input"], dict | list):
+        return f"{field}: {message}" if field else message
+    value = repr(item["input"])[:MAX_VALUE_CHARACTERS]
+    return f"{field}={value}: {message}"

@@ -1,0 +1,161 @@
+"""Writes results to `output`: an s3:// folder or a local one, each file whole or not at all. It never deletes a local result."""
+
+import logging
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.spec import Storage as StorageSpec
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_api.uris import Source, parse_source
+from rewardfl_trainer.s3 import endpoint_of, make_client
+from rewardfl_trainer.storage_errors import status_of, storage_errors
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PART_BYTES = 16 * 2**20
+UPLOAD_THREADS = 4
+MARKER_NAME = ".rewardfl-write-test"
+MARKER_BODY = b"rewardfl checks that it may write here; this object is deleted at once\n"
+HTTP_FORBIDDEN = 403
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Writes to s3:// URIs of one S3 service, and to local paths.
+
+    Every error names `parameter`, the field that the user has to change.
+    """
+
+    spec: StorageSpec
+    parameter: str = "output"
+
+    @classmethod
+    def from_config(cls, config: TrainerConfig) -> "Storage":
+        """Return the storage that `config` names. Connects to nothing yet."""
+        return cls(config.storage)
+
+    @cached_property
+    def client(self) -> "S3Client":
+        """The S3 client, made on first use."""
+        return make_client(self.spec, self.parameter)
+
+    def check_writable(self, folder: str) -> None:
+        """Write and delete a small marker in `folder`, so that a job fails before it trains and not after.
+
+        Raises:
+            RewardFLError: bucket missing (exit code 66), refused (78), unavailable (69), folder not writable (74).
+        """
+        uri = join(folder, MARKER_NAME)
+        source = self._parse(uri)
+        if not source.is_remote:
+            _check_folder(Path(folder), self.parameter)
+            return
+        with storage_errors(self.parameter, folder, endpoint_of(self.client)):
+            self.client.put_object(Bucket=source.location, Key=source.path, Body=MARKER_BODY)
+            try:
+                self.client.delete_object(Bucket=source.location, Key=source.path)
+            except botocore.exceptions.ClientError as error:
+                if status_of(error) != HTTP_FORBIDDEN:
+                    raise
+                logger.warning("%s=%s: may be written but not deleted from; %s stays there", self.parameter, folder, MARKER_NAME)
+
+    def upload_file(self, local: Path, uri: str) -> str:
+        """Copy the file `local` to `uri` and return `uri`. What stood there stays until the new file is whole.
+
+        Raises:
+            RewardFLError: as check_writable, or the object is not what was sent (exit code 74). The local file is untouched.
+        """
+        source = self._parse(uri)
+        if not source.is_remote:
+            _copy_whole(local, Path(source.path))
+            return uri
+        size = local.stat().st_size
+        with storage_errors(self.parameter, uri, endpoint_of(self.client)):
+            self.client.upload_file(str(local), source.location, source.path, Config=_transfer_config())
+            found = self.client.head_object(Bucket=source.location, Key=source.path)["ContentLength"]
+        if found != size:
+            raise RewardFLError(
+                Reason.IO_FAILED,
+                f"{self.parameter}={uri}: holds {found} bytes after the upload of {size}",
+                "Check whether something else writes to this object.",
+                ExitCode.IO_ERROR,
+            )
+        return uri
+
+    def upload_folder(self, local: Path, uri: str) -> list[str]:
+        """Copy every file below the folder `local` to the same place below `uri`; return their URIs, sorted.
+
+        Each file is whole or not there; a file whose presence says that the folder is complete must be uploaded after it.
+        """
+        files = sorted(path for path in local.rglob("*") if path.is_file() and not path.is_symlink())
+        return [self.upload_file(path, join(uri, path.relative_to(local).as_posix())) for path in files]
+
+    def _parse(self, uri: str) -> Source:
+        """Parse a place to write to.
+
+        Raises:
+            RewardFLError: it is neither an s3:// URI with a key nor a local path (exit code 78).
+        """
+        try:
+            source = parse_source(uri)
+        except ValueError as error:
+            raise self._bad(uri, str(error)) from error
+        if source.scheme not in ("s3", "file") or not source.path:
+            raise self._bad(uri, "results can be written to an s3://bucket/key or to a path")
+        return source
+
+    def _bad(self, uri: str, why: str) -> RewardFLError:
+        return RewardFLError(
+            Reason.BAD_CONFIGURATION, f"{self.parameter}={uri}: {why}", "Use s3://bucket/folder/.", ExitCode.BAD_CONFIGURATION
+        )
+
+
+def join(folder: str, name: str) -> str:
+    """Return the URI or path of `name` in `folder`."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def _transfer_config() -> TransferConfig:
+    return TransferConfig(
+        multipart_threshold=PART_BYTES,
+        multipart_chunksize=PART_BYTES,
+        max_concurrency=UPLOAD_THREADS,
+        preferred_transfer_client="classic",
+    )
+
+
+def _check_folder(folder: Path, parameter: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / f"{MARKER_NAME}-{uuid.uuid4().hex}"
+        marker.write_bytes(MARKER_BODY)
+        marker.unlink()
+    except OSError as error:
+        message = f"{parameter}={folder}: {error.strerror or error}"
+        raise RewardFLError(Reason.IO_FAILED, message, "Name a folder that can be written to.", ExitCode.IO_ERROR) from error
+
+
+def _copy_whole(local: Path, target: Path) -> None:
+    """Copy through a temporary file beside the target, and rename it when it is on the disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+    try:
+        with local.open("rb") as source, part.open("xb") as copy:
+            shutil.copyfileobj(source, copy, PART_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
