@@ -109,7 +109,7 @@ def leave_message(message: TerminationMessage) -> TerminationMessage:
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             earlier = TerminationMessage.parse(file.read().decode("utf-8", errors="replace"))
-            if earlier is not None and earlier.time <= message.time:
+            if earlier is not None and _is_the_cause(earlier, message):
                 return earlier
             file.seek(0)
             file.truncate()
@@ -117,6 +117,13 @@ def leave_message(message: TerminationMessage) -> TerminationMessage:
     except OSError as error:
         logger.debug("no termination log: %s", error)
     return message
+
+
+def _is_the_cause(earlier: TerminationMessage, later: TerminationMessage) -> bool:
+    """Whether `earlier` stays: the first failure does, but a rank that was stopped because of another one is no cause."""
+    if (earlier.reason is Reason.TERMINATED) != (later.reason is Reason.TERMINATED):
+        return later.reason is Reason.TERMINATED
+    return earlier.time <= later.time
 
 
 def _encoded(message: TerminationMessage) -> bytes:
