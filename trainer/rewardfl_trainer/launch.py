@@ -13,12 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.trainer_config import TERMINATION_LOG
-from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, run_main
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.trainer_config import TERMINATION_LOG
+from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, run_main
 
 
 def main() -> None:
