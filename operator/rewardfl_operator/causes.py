@@ -1,0 +1,160 @@
+"""Why pods failed, or do not start: from termination messages, exit codes and what the kubelet and the scheduler say. Pure."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rewardfl_api.errors import FINAL_EXIT_CODES, ExitCode, Reason, TerminationMessage
+from rewardfl_api.reasons import EXPLANATIONS
+
+from .observed import Container, JobSeen, Pod, Seen
+
+SIGKILL_EXIT_CODE = 137
+LONGEST_MESSAGE = 2048
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+REASON_OF_EXIT_CODE = {
+    ExitCode.USAGE: Reason.BAD_USAGE,
+    ExitCode.BAD_DATA: Reason.BAD_DATASET,
+    ExitCode.MISSING_INPUT: Reason.OBJECT_NOT_FOUND,
+    ExitCode.UNAVAILABLE: Reason.STORAGE_UNAVAILABLE,
+    ExitCode.IO_ERROR: Reason.IO_FAILED,
+    ExitCode.BAD_CONFIGURATION: Reason.BAD_CONFIGURATION,
+    ExitCode.TERMINATED: Reason.TERMINATED,
+}
+"""For containers that left no message behind."""
+
+CONSEQUENCES = (Reason.TERMINATED, Reason.DISRUPTED)
+IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+CONFIGURATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+SECRET_IN_MESSAGE = re.compile(r"secret", re.IGNORECASE)
+VOLUME_IN_MESSAGE = re.compile(r"persistentvolumeclaim|unbound.*volume|volume node affinity", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why something failed or waits."""
+
+    reason: Reason
+    message: str
+    hint: str = ""
+    exit_code: int | None = None
+    time: datetime = NEVER
+
+    @property
+    def text(self) -> str:
+        """What happened and what to do, for a condition."""
+        remedy = self.hint or EXPLANATIONS[self.reason].remedy
+        return f"{self.message.rstrip()} {remedy}".strip()
+
+    @property
+    def rank(self) -> tuple[int, datetime]:
+        """Sorts the causes of one failure: what ends the job, then what is specific, then the rest; the earliest first."""
+        if self.exit_code in FINAL_EXIT_CODES:
+            return 0, self.time
+        if self.reason in CONSEQUENCES:
+            return 3, self.time
+        return (2 if self.reason is Reason.TRAINER_FAILED else 1), self.time
+
+
+def of_pod(pod: Pod) -> Cause | None:
+    """Return why `pod` failed; None when it did not."""
+    for container in (pod.stage, pod.trainer):
+        if container.exit_code not in (None, 0):
+            return _of_container(pod, container)
+    if pod.is_disrupted:
+        seen = pod.conditions["DisruptionTarget"]
+        return Cause(Reason.DISRUPTED, f"pod {pod.name}: {seen.message or seen.reason}", time=seen.time or NEVER)
+    if pod.phase == "Failed":
+        return Cause(Reason.TRAINER_FAILED, f"pod {pod.name}: {pod.reason or 'failed'}: {pod.message}"[:LONGEST_MESSAGE])
+    return None
+
+
+def first_failure(pods: tuple[Pod, ...]) -> Cause | None:
+    """Return the cause of the last attempt's failure: of the newest pod of each index, what failed first."""
+    newest = {pod.index: pod for pod in sorted(pods, key=lambda pod: pod.created)}
+    causes = [cause for cause in map(of_pod, newest.values()) if cause is not None]
+    return min(causes, key=lambda cause: cause.rank, default=None)
+
+
+def last_failure(pods: tuple[Pod, ...]) -> tuple[Cause, datetime] | None:
+    """Return the newest failure among all pods, and when that pod failed."""
+    ended = [(cause, failed_at(pod)) for pod in pods if pod.phase == "Failed" and (cause := of_pod(pod)) is not None]
+    if not ended:
+        return None
+    latest = max(time for _, time in ended)
+    return min((item for item in ended if item[1] == latest), key=lambda item: item[0].rank)
+
+
+def failed_at(pod: Pod) -> datetime:
+    """When `pod` failed, as its node tells; when it was created, where nothing is told."""
+    times = [container.finished for container in pod.containers.values() if container.finished is not None]
+    disrupted = pod.conditions["DisruptionTarget"].time if pod.is_disrupted else None
+    return max([*times, *([disrupted] if disrupted is not None else [])], default=pod.created)
+
+
+def of_job(failure: Seen, pods: tuple[Pod, ...]) -> Cause:
+    """Return why the job as a whole failed: the pods' own reason where they have one, else the Job controller's."""
+    if failure.reason == "DeadlineExceeded":
+        return Cause(Reason.DEADLINE_EXCEEDED, "the job ran longer than runPolicy.activeDeadlineSeconds allows.")
+    cause = first_failure(pods)
+    if cause is None or cause.reason in CONSEQUENCES:
+        return cause or Cause(Reason.BACKOFF_LIMIT_EXCEEDED, f"{failure.reason}: {failure.message}")
+    return cause
+
+
+def of_waiting(pods: tuple[Pod, ...]) -> Cause | None:
+    """Return what keeps pods from starting, where a person has to mend it; None when they are only on their way."""
+    causes = [cause for pod in pods for cause in (_unscheduled(pod), _waiting(pod)) if cause is not None]
+    return causes[0] if causes else None
+
+
+def _of_container(pod: Pod, container: Container) -> Cause:
+    """Read the termination message; without one, tell what the exit code tells."""
+    code, finished = container.exit_code, container.finished or NEVER
+    left = TerminationMessage.parse(container.message)
+    if left is not None:
+        time = datetime.fromtimestamp(left.time, UTC) if 0 < left.time < NEVER.timestamp() else finished
+        return Cause(left.reason, left.message, left.hint, code, time)
+    where = f"container {container.name} of pod {pod.name}"
+    if container.exit_reason == "OOMKilled":
+        message = f"{where} was killed because it needed more memory than its limit."
+        return Cause(Reason.OUT_OF_MEMORY, message, exit_code=code, time=finished)
+    if container.exit_reason in ("StartError", "ContainerCannotRun"):
+        message = f"{where} could not be started: {container.message[:LONGEST_MESSAGE]}"
+        return Cause(Reason.BAD_USAGE, message, "Check spec.image and spec.template.", code, finished)
+    reason = REASON_OF_EXIT_CODE.get(ExitCode(code), Reason.TRAINER_FAILED) if code in list(ExitCode) else Reason.TRAINER_FAILED
+    killed = " (killed by SIGKILL)" if code == SIGKILL_EXIT_CODE else ""
+    message = f"{where} ended with exit code {code}{killed} and left no message."
+    return Cause(reason, message, f"See its log: kubectl logs {pod.name} -c {container.name}.", code, finished)
+
+
+def _unscheduled(pod: Pod) -> Cause | None:
+    """The scheduler's message, when it finds no node."""
+    seen = pod.conditions.get("PodScheduled")
+    if seen is None or seen.holds or seen.reason != "Unschedulable":
+        return None
+    reason = Reason.VOLUME_MISSING if VOLUME_IN_MESSAGE.search(seen.message) else Reason.UNSCHEDULABLE
+    return Cause(reason, f"pod {pod.name}: {seen.message}")
+
+
+def _waiting(pod: Pod) -> Cause | None:
+    """The kubelet's message, when it cannot start a container."""
+    for container in (pod.stage, pod.trainer):
+        text = f"pod {pod.name}: {container.waiting_message or container.waiting_reason}"[:LONGEST_MESSAGE]
+        if container.waiting_reason in IMAGE_REASONS:
+            return Cause(Reason.IMAGE_PULL_FAILED, text)
+        if container.waiting_reason in CONFIGURATION_REASONS:
+            reason = Reason.SECRET_MISSING if SECRET_IN_MESSAGE.search(container.waiting_message) else Reason.PODS_PENDING
+            return Cause(reason, text)
+    return None
+
+
+def restarts(job: JobSeen, pods: tuple[Pod, ...]) -> int:
+    """Return how often the gang was started again after a failure: as often as its most failing member was."""
+    failures: dict[int, int] = {}
+    for pod in pods:
+        if pod.phase == "Failed" and not pod.is_disrupted:
+            failures[pod.index] = failures.get(pod.index, 0) + 1
+    last_was_final = 1 if job.failure is not None else 0
+    return max(max(failures.values(), default=0) - last_was_final, 0)

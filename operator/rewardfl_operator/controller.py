@@ -1,0 +1,155 @@
+"""Runs the reconciler: what changes goes through one queue, and a slow comparison with the API server catches what was missed."""
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from .cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
+from .informer import Informer, Key
+from .names import CHILD_SELECTOR, PROGRESS_SELECTOR
+from .queue import WorkQueue
+from .reconcile import Informers, Reconciler
+from .settings import OperatorSettings
+from .store import JobStore, key_of
+
+Raw = dict[str, Any]
+
+REAPPLY_SECONDS = 600.0
+"""How often the objects of a job are applied again, in case that somebody has changed or removed one."""
+
+DEAD_WATCH_SECONDS = 150.0
+"""A watch that has told nothing for that long, though there was something to tell, is dead: twice its own time limit."""
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """Everything of the operator but kopf.
+
+    Args:
+        cluster: the API server.
+        settings: what the operator was told.
+    """
+
+    def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
+        self._cluster, self._settings = cluster, settings
+        self._namespaces: list[str | None] = [*settings.watch_namespaces] or [None]
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self.store = JobStore()
+        self.informers = self._make_informers()
+        self._reconciler = Reconciler(cluster, settings, self.store, self.informers)
+        self._missed_since: dict[Key, float] = {}
+        self._watched: dict[Key, str] = {}
+
+    def seen(self, event_type: str | None, body: Raw) -> None:
+        """Take in what kopf's watch has told of a RewardFLJob."""
+        key = key_of(body)
+        if event_type == "DELETED":
+            self.store.drop(key, body["metadata"]["uid"])
+            self._watched.pop(key, None)
+        else:
+            self.store.put(body)
+            self._watched[key] = body["metadata"]["resourceVersion"]
+        self._missed_since.pop(key, None)
+        self._queue.add(key)
+
+    async def run(self) -> None:
+        """Run for ever; ends with the first part that fails for good."""
+        async with asyncio.TaskGroup() as tasks:
+            for informer in self.informers.all:
+                tasks.create_task(informer.run())
+            await asyncio.gather(*(informer.synced.wait() for informer in self.informers.all))
+            tasks.create_task(self._resync_for_ever())
+            for _ in range(self._settings.workers):
+                tasks.create_task(self._work_for_ever())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything that decisions depend upon has been listed once."""
+        return all(informer.synced.is_set() for informer in self.informers.all)
+
+    def trouble(self) -> str | None:
+        """Return why the operator should be started again; None when it is well."""
+        now = monotonic()
+        silent = [informer for informer in self.informers.all if now - informer.last_contact > DEAD_WATCH_SECONDS]
+        if silent:
+            return f"{len(silent)} watches have been silent for more than {DEAD_WATCH_SECONDS:.0f} s"
+        if any(now - since > DEAD_WATCH_SECONDS for since in self._missed_since.values()):
+            return f"the watch of RewardFLJobs has missed a change for more than {DEAD_WATCH_SECONDS:.0f} s"
+        return None
+
+    def _make_informers(self) -> Informers:
+        def make(kind: Any, selector: str) -> tuple[Informer, ...]:
+            return tuple(Informer(self._cluster, kind, selector, self._queue.add, namespace) for namespace in self._namespaces)
+
+        return Informers(make(JOBS, CHILD_SELECTOR), make(PODS, CHILD_SELECTOR), make(CONFIG_MAPS, PROGRESS_SELECTOR))
+
+    async def _work_for_ever(self) -> None:
+        while True:
+            await self._work(await self._queue.get())
+
+    async def _work(self, key: Key) -> None:
+        """Give one job its turn. Whatever is wrong with it stays with it."""
+        try:
+            again = await self._reconciler.reconcile(key)
+        except ApiError as error:
+            delay = self._queue.retry(key, error.retry_after or 0.0)
+            logger.warning("%s/%s: the API server answered %s; again in %.1f s", *key, error, delay)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            delay = self._queue.retry(key)
+            logger.warning("%s/%s: %s; again in %.1f s", *key, error or type(error).__name__, delay)
+        except Exception:
+            delay = self._queue.retry(key)
+            logger.exception("%s/%s: could not be reconciled; again in %.1f s", *key, delay)
+        else:
+            self._end_turn(key, again)
+
+    def _end_turn(self, key: Key, again: float | None) -> None:
+        if self.store.get(key) is None:
+            self._reconciler.forget(key)
+            self._queue.forget(key)
+            return
+        self._queue.done(key)
+        if again is not None:
+            self._queue.add(key, again)
+
+    async def _resync_for_ever(self) -> None:
+        """Compare the list of jobs with what is known, now and then."""
+        reapplied = monotonic()
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await self._resync()
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                logger.warning("resync: %s; again in %.0f s", error or type(error).__name__, self._settings.resync_seconds)
+            if monotonic() - reapplied > REAPPLY_SECONDS:
+                reapplied = monotonic()
+                for key in self.store.known():
+                    self._reconciler.reapply(key)
+                    self._queue.add(key)
+
+    async def _resync(self) -> None:
+        """Take in what the watch has missed, and remember since when it has."""
+        before, listed = self.store.known(), set[Key]()
+        for namespace in self._namespaces:
+            async for page in self._cluster.list_pages(REWARDFLJOBS, namespace):
+                for body in page.get("items") or []:
+                    listed.add(key_of(body))
+                    self._compare(body)
+        for key in before - listed:
+            self.store.drop(key)
+            self._watched.pop(key, None)
+            self._missed_since.pop(key, None)
+            self._queue.add(key)
+
+    def _compare(self, body: Raw) -> None:
+        key, version = key_of(body), body["metadata"]["resourceVersion"]
+        if self._watched.get(key) != version:
+            self._missed_since.setdefault(key, monotonic())
+        else:
+            self._missed_since.pop(key, None)
+        if self.store.put(body):
+            self._queue.add(key)

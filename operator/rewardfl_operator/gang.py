@@ -1,0 +1,55 @@
+"""What happens to one pod of a gang happens to all: which pods have to be started again because another was lost.
+
+Ranks that lost a peer end by themselves when a collective notices; one that hangs elsewhere would keep its node, and the
+rendezvous of the dead attempt, for as long as it likes. So the operator evicts the survivors of an attempt. An evicted pod
+gets SIGTERM and a grace period, and the Job controller does not count it (docs/decisions/0060-gang.md). Pure.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from rewardfl_api.errors import FINAL_EXIT_CODES
+
+from .causes import failed_at
+from .observed import Children, Pod
+
+BROKEN_GANG_GRACE_SECONDS = 30
+"""Grace of a survivor whose peer has died: a checkpoint needs all ranks, so there is nothing to save."""
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """A pod to evict. Without a grace period of its own it gets the pod's: all ranks together can write a checkpoint."""
+
+    pod: str
+    grace_seconds: int | None
+
+
+def evictions(children: Children) -> tuple[Eviction, ...]:
+    """Return the pods that take part in an attempt which has lost a member. Empty when the job is over or suspended."""
+    job = children.job
+    if job is None or job.suspended or job.deleting or job.has_succeeded or job.failure is not None:
+        return ()
+    lost = [(time, pod) for pod in children.pods if (time := _lost_at(pod)) is not None]
+    if not lost:
+        return ()
+    last = max(time for time, _ in lost)
+    died = any(not pod.is_disrupted for time, pod in lost if time == last)
+    grace = BROKEN_GANG_GRACE_SECONDS if died else None
+    survivors = (pod for pod in children.live_pods if _took_part(pod, last) and not pod.is_disrupted)
+    return tuple(Eviction(pod.name, grace) for pod in survivors)
+
+
+def _lost_at(pod: Pod) -> datetime | None:
+    """When the gang lost `pod`; None when it has not, or when the pod had not joined it yet, or when the job ends anyway."""
+    if not pod.trainer.has_started or pod.trainer.exit_code in (0, *FINAL_EXIT_CODES):
+        return None
+    if pod.phase == "Failed" or pod.is_disrupted:
+        return failed_at(pod)
+    return None
+
+
+def _took_part(pod: Pod, lost: datetime) -> bool:
+    """Whether `pod` was training when a member was lost."""
+    trainer = pod.trainer
+    return trainer.started is not None and trainer.exit_code is None and trainer.started < lost

@@ -1,0 +1,26 @@
+"""Answers the kubelet: /healthz (is it of use to start the operator again?) and /readyz (does it work yet?)."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+Check = Callable[[], str | None]
+"""Returns what is wrong, or None."""
+
+
+async def serve(port: int, alive: Check, ready: Check) -> tuple[web.AppRunner, int]:
+    """Serve both until the returned runner is cleaned up. Returns it, and the port that it listens on."""
+    application = web.Application()
+    application.add_routes([web.get("/healthz", _handler(alive)), web.get("/readyz", _handler(ready))])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, port=port).start()
+    return runner, int(runner.addresses[0][1])
+
+
+def _handler(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        trouble = check()
+        return web.Response(text=f"{trouble or 'ok'}\n", status=503 if trouble else 200)
+
+    return answer

@@ -1,0 +1,278 @@
+"""One reconcile: observe, decide, apply, tell. It depends on nothing but what it sees, so it may be killed anywhere.
+
+The order of the writes is part of that: objects before the Kubernetes Job that needs them, events before the status
+that says they were sent, the status before anything is cleaned up.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from rewardfl_api.errors import Reason
+from rewardfl_api.job import RewardFLJob
+from rewardfl_api.progress import PROGRESS_KEY
+from rewardfl_api.status import RewardFLJobStatus
+
+from . import events, gang, names, refusals, resources, status
+from .cluster import CONFIG_MAPS, JOBS, KINDS, PODS, REWARDFLJOBS, ApiError, Cluster
+from .guard import TemplateError
+from .informer import Informer, Key
+from .observed import Children, JobSeen, Pod, owner_uid
+from .reading import Problem, Reading, read
+from .settings import OperatorSettings
+from .store import JobStore
+
+Raw = dict[str, Any]
+
+BLOCKED_SECONDS = 2.0
+"""How soon to look again, while objects of an earlier job of the same name are being removed."""
+
+logger = logging.getLogger(__name__)
+
+
+class Blocked(Exception):
+    """An object of an earlier job of the same name still stands; it is gone in a moment."""
+
+
+@dataclass(frozen=True)
+class Informers:
+    """Copies of the jobs' children, one informer a namespace served."""
+
+    jobs: tuple[Informer, ...]
+    pods: tuple[Informer, ...]
+    progress: tuple[Informer, ...]
+
+    @property
+    def all(self) -> tuple[Informer, ...]:
+        """Return every informer."""
+        return (*self.jobs, *self.pods, *self.progress)
+
+
+class Reconciler:
+    """Brings the cluster to what a RewardFLJob asks for, and its status to what the cluster is.
+
+    Args:
+        cluster: the API server.
+        settings: what the operator was told.
+        store: the RewardFLJobs.
+        informers: their children.
+        clock: the time, with a zone.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: OperatorSettings,
+        store: JobStore,
+        informers: Informers,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster, self._settings, self._store, self._informers = cluster, settings, store, informers
+        self._clock = clock
+        self._applied: dict[Key, str] = {}
+        self._problems: dict[Key, Problem | None] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Reconcile one job, and return in how many seconds to look again; None: when something changes.
+
+        Raises:
+            ApiError: the API server could not, or would not, do what was asked; try again later.
+        """
+        body = self._store.get(key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            return None
+        previous = _previous_status(body)
+        try:
+            job = RewardFLJob.parse(body)
+        except ValidationError as error:
+            await self._refuse(body, Reason.INVALID_SPEC, refusals.render(error), previous)
+            return None
+        try:
+            if not status.is_final(previous):
+                await self._bring_about(job, key)
+        except TemplateError as error:
+            await self._refuse(body, Reason.INVALID_TEMPLATE, str(error), previous)
+            return None
+        except refusals.NameTaken as error:
+            await self._refuse(body, Reason.INVALID_SPEC, str(error), previous)
+            return None
+        except Blocked as error:
+            logger.info("%s/%s: %s", *key, error)
+            await self._report(job, key, body, previous)
+            return BLOCKED_SECONDS
+        await self._report(job, key, body, previous)
+        return None
+
+    def forget(self, key: Key) -> None:
+        """Remember nothing more of a job that is gone."""
+        self._applied.pop(key, None)
+        self._problems.pop(key, None)
+
+    def reapply(self, key: Key) -> None:
+        """Apply the job's objects again at its next reconcile, whether or not they seem to have changed."""
+        self._applied.pop(key, None)
+
+    async def _bring_about(self, job: RewardFLJob, key: Key) -> None:
+        """Make the objects, and keep the Kubernetes Job's changeable fields up to date."""
+        live = self._live_job(key)
+        if live is not None and owner_uid(live) != job.metadata.uid:
+            raise self._not_ours(live, job)
+        wanted_job = resources.indexed_job(job, self._settings) if live is None else None
+        supporting = resources.supporting_objects(job, self._settings)
+        digest = refusals.digest(supporting)
+        if self._applied.get(key) != digest:
+            for manifest in supporting:
+                await self._apply_own(manifest, job)
+            self._applied[key] = digest
+        if wanted_job is not None:
+            await self._create_job(wanted_job, job)
+        elif live is not None:
+            await self._update_job(live, job)
+
+    async def _apply_own(self, manifest: Raw, job: RewardFLJob) -> None:
+        """Apply an object, unless one of that name belongs to somebody else."""
+        metadata = manifest["metadata"]
+        live = await self._cluster.get(KINDS[manifest["kind"]], metadata["namespace"], metadata["name"])
+        if live is not None and owner_uid(live) != job.metadata.uid:
+            raise self._not_ours(live | {"kind": manifest["kind"]}, job)
+        await self._cluster.apply(manifest)
+
+    async def _create_job(self, manifest: Raw, job: RewardFLJob) -> None:
+        """Make the Kubernetes Job. Its name is its identity, so there can never be two."""
+        metadata = manifest["metadata"]
+        live = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"])
+        if live is not None:
+            if owner_uid(live) != job.metadata.uid:
+                raise self._not_ours(live, job)
+            return
+        try:
+            await self._cluster.apply(manifest)
+        except ApiError as error:
+            if error.is_refusal:
+                raise TemplateError(f"template: the API server refuses the merged pod: {error.message}") from error
+            raise
+
+    async def _update_job(self, live: Raw, job: RewardFLJob) -> None:
+        """Bring the changeable fields up to date; make a suspended Job anew when the others have changed."""
+        metadata = live["metadata"]
+        if "deletionTimestamp" in metadata:
+            raise Blocked("the Kubernetes Job is being removed")
+        old_shape = (metadata.get("annotations") or {}).get(names.SHAPE_ANNOTATION)
+        if old_shape != resources.shape(job) and live["spec"].get("suspend"):
+            await self._cluster.delete(JOBS, metadata["namespace"], metadata["name"], metadata["uid"])
+            raise Blocked("the spec was changed while the job was suspended: the Kubernetes Job is made anew")
+        changes = resources.job_changes(job, live, recorded_as_finished=False)
+        if changes:
+            await self._cluster.patch(JOBS, metadata["namespace"], metadata["name"], changes)
+
+    def _not_ours(self, live: Raw, job: RewardFLJob) -> Exception:
+        """Tell an object that is about to be collected from one that a person made."""
+        owners = (live["metadata"].get("ownerReferences") or [{}])[0]
+        what = f"{live.get('kind', 'Job')} {live['metadata']['name']}"
+        if owners.get("kind") == job.kind and owners.get("name") == job.metadata.name:
+            return Blocked(f"waiting for the {what} of an earlier job of this name to be removed")
+        return refusals.NameTaken(what)
+
+    async def _report(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus) -> None:
+        """Write what is seen, and act upon it."""
+        if status.is_final(previous):
+            return await self._clean_up(job, key)
+        children = self._children(job, key)
+        reading = self._read(children, key, previous)
+        new = status.derive(job, children, reading.progress, previous, self._clock())
+        if status.is_final(new):
+            children, reading = await self._look_closely(job, previous)
+            new = status.derive(job, children, reading.progress, previous, self._clock())
+        await self._tell_problem(job, key, reading.problem)
+        await self._write(job, key, body, previous, new)
+        if status.is_final(new):
+            return await self._clean_up(job, key)
+        for eviction in gang.evictions(children):
+            logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
+            await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
+        return None
+
+    async def _look_closely(self, job: RewardFLJob, previous: RewardFLJobStatus) -> tuple[Children, Reading]:
+        """Read pods and report anew before a result is written for good: the informers may lag behind one another."""
+        metadata = job.metadata
+        live = await self._cluster.get(JOBS, metadata.namespace, metadata.name)
+        selector = f"{names.CHILD_SELECTOR},{names.JOB_LABEL}={metadata.name}"
+        pods = await self._cluster.list_all(PODS, metadata.namespace, selector)
+        report = await self._cluster.get(CONFIG_MAPS, metadata.namespace, job.progress_name)
+        children = _children(live, pods, metadata.uid)
+        return children, self._reading_of(report, children, previous)
+
+    async def _tell_problem(self, job: RewardFLJob, key: Key, problem: Problem | None) -> None:
+        """Say once, not at every report, that reports are ignored."""
+        if problem is not None and self._problems.get(key) != problem:
+            await self._cluster.apply(events.manifest(events.of_problem(problem), job, self._clock()))
+        self._problems[key] = problem
+
+    async def _write(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus, new: RewardFLJobStatus) -> None:
+        """Send the events of the change, then write the status, if it differs from what stands there."""
+        wanted = new.to_kubernetes()
+        if wanted == body.get("status"):
+            return
+        for event in events.of_change(previous, new):
+            await self._cluster.apply(events.manifest(event, job, self._clock()))
+        written = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
+        self._store.put(written)
+
+    async def _refuse(self, body: Raw, reason: Reason, message: str, previous: RewardFLJobStatus) -> None:
+        """Say what is wrong with the resource. It is looked at again when it is edited."""
+        if status.is_final(previous):
+            return
+        stub = refusals.stub(body)
+        new = status.refused(stub.metadata.generation, reason, message, previous, self._clock())
+        key = (stub.metadata.namespace, stub.metadata.name)
+        await self._write(stub, key, body, previous, new)
+
+    async def _clean_up(self, job: RewardFLJob, key: Key) -> None:
+        """Carry out what happens after the end, now that the result is on record."""
+        live = self._live_job(key)
+        if live is None or owner_uid(live) != job.metadata.uid or "deletionTimestamp" in live["metadata"]:
+            return
+        changes = resources.job_changes(job, live, recorded_as_finished=True)
+        if changes:
+            await self._cluster.patch(JOBS, *key, changes)
+        if job.spec.run_policy.clean_pod_policy == "All":
+            for pod in self._children(job, key).pods:
+                await self._cluster.delete(PODS, key[0], pod.name, pod.uid)
+
+    def _live_job(self, key: Key) -> Raw | None:
+        """Return the Kubernetes Job of that name, as last seen."""
+        found = [item for informer in self._informers.jobs for item in informer.of(key) if item["metadata"]["name"] == key[1]]
+        return found[0] if found else None
+
+    def _children(self, job: RewardFLJob, key: Key) -> Children:
+        pods = [pod for informer in self._informers.pods for pod in informer.of(key)]
+        return _children(self._live_job(key), pods, job.metadata.uid)
+
+    def _read(self, children: Children, key: Key, previous: RewardFLJobStatus) -> Reading:
+        reports = [item for informer in self._informers.progress for item in informer.of(key)]
+        return self._reading_of(reports[0] if reports else None, children, previous)
+
+    def _reading_of(self, report: Raw | None, children: Children, previous: RewardFLJobStatus) -> Reading:
+        text = ((report or {}).get("data") or {}).get(PROGRESS_KEY)
+        return read(text, previous, status.writer_started(children.current.get(0)), self._clock())
+
+
+def _children(live: Raw | None, pods: list[Raw], owner: str) -> Children:
+    """Put together what belongs to the job of this uid; what an earlier one of the same name left behind does not."""
+    job = JobSeen.parse(live) if live is not None else None
+    if job is None or job.owner != owner:
+        return Children()
+    return Children(job, tuple(Pod.parse(pod) for pod in pods if owner_uid(pod) == job.uid))
+
+
+def _previous_status(body: Raw) -> RewardFLJobStatus:
+    """Read the status as it stands. One that was damaged counts as none: it is written anew."""
+    try:
+        return RewardFLJobStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        logger.warning("%s: the status is damaged and is written anew: %s", body["metadata"]["name"], error.errors()[0]["msg"])
+        return RewardFLJobStatus()

@@ -1,0 +1,251 @@
+"""The status of a job as a function of what is seen: its children, its last progress report, its last status and the clock.
+
+Pure: it asks nobody and writes nothing. A finished job's status is kept as it is, whatever becomes of its children.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from rewardfl_api.errors import Reason
+from rewardfl_api.job import RewardFLJob
+from rewardfl_api.progress import Progress
+from rewardfl_api.status import FINISHED_PHASES, Condition, Phase, RewardFLJobStatus, Workers
+
+from . import causes
+from .names import QUEUE_LABEL
+from .observed import Children, Pod
+
+SECONDS_PER_MINUTE, SECONDS_PER_HOUR, SECONDS_PER_DAY = 60, 3600, 86400
+REASON_OF_PHASE: dict[Phase, Reason] = {
+    "Pending": Reason.PODS_PENDING,
+    "Queued": Reason.QUEUED,
+    "Suspended": Reason.SUSPENDED,
+    "Staging": Reason.STAGING,
+    "Preparing": Reason.PREPARING,
+    "Training": Reason.TRAINING,
+    "Saving": Reason.SAVING,
+    "Succeeded": Reason.COMPLETED,
+}
+RUNNING_PHASES = ("Preparing", "Training", "Saving")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where a job stands, in one word and in one sentence."""
+
+    phase: Phase
+    reason: Reason
+    message: str
+
+
+def is_final(status: RewardFLJobStatus) -> bool:
+    """Whether the job has ended. A refused spec is `Failed` as well, but heals when it is edited, so it is not final."""
+    refused = any(item.type == "Accepted" and item.status == "False" for item in status.conditions)
+    return status.phase in FINISHED_PHASES and not refused
+
+
+def derive(
+    job: RewardFLJob, children: Children, progress: Progress | None, previous: RewardFLJobStatus, now: datetime
+) -> RewardFLJobStatus:
+    """Return the status of a job whose spec is valid.
+
+    Args:
+        job: the resource.
+        children: what is seen of its Kubernetes Job and pods.
+        progress: the trainer's last believable report; None when there is none.
+        previous: the status as it was last written; empty for a new job.
+        now: the operator's clock.
+    """
+    if is_final(previous):
+        return previous
+    fresh = progress if progress is not None and _is_fresh(progress, children) else None
+    situation = assess(job, children, fresh)
+    status = previous.model_copy(
+        update={
+            "phase": situation.phase,
+            "observed_generation": job.metadata.generation,
+            "conditions": _conditions(job, situation, previous, now),
+            "start_time": (children.job and children.job.started) or previous.start_time,
+            "completion_time": _completion_time(children, now) if situation.phase in FINISHED_PHASES else None,
+            "workers": _workers(children),
+            "restarts": max(previous.restarts, causes.restarts(children.job, children.pods) if children.job else 0),
+        }
+    )
+    return _with_progress(status, progress if situation.phase in FINISHED_PHASES else fresh)
+
+
+def refused(job_generation: int, reason: Reason, message: str, previous: RewardFLJobStatus, now: datetime) -> RewardFLJobStatus:
+    """Return the status of a resource that cannot be carried out as it is written. It heals when the resource is edited."""
+    accepted = _condition("Accepted", False, reason, message, job_generation, previous, now)
+    failed = _condition("Failed", True, reason, message, job_generation, previous, now)
+    return previous.model_copy(
+        update={"phase": "Failed", "observed_generation": job_generation, "conditions": [accepted, failed], "eta": None}
+    )
+
+
+def assess(job: RewardFLJob, children: Children, fresh: Progress | None) -> Situation:
+    """Say where the job stands. `fresh` is the report of the pods that run now."""
+    seen = children.job
+    if seen is None or seen.deleting:
+        return Situation("Pending", Reason.PODS_PENDING, "The pods are being made.")
+    if seen.has_succeeded:
+        return Situation("Succeeded", Reason.COMPLETED, "Training ended; the results are in the output folder.")
+    if seen.failure is not None:
+        cause = causes.of_job(seen.failure, children.pods)
+        return Situation("Failed", cause.reason, cause.text)
+    if seen.suspended:
+        return _held(job)
+    return _underway(job, children, fresh)
+
+
+def _held(job: RewardFLJob) -> Situation:
+    queue = job.metadata.labels.get(QUEUE_LABEL)
+    if queue is not None and not job.spec.run_policy.suspend:
+        return Situation("Queued", Reason.QUEUED, f"Waiting to be admitted by the queue {queue}.")
+    return Situation("Suspended", Reason.SUSPENDED, "runPolicy.suspend is true; set it to false to go on.")
+
+
+def _underway(job: RewardFLJob, children: Children, fresh: Progress | None) -> Situation:
+    """Say how far the pods are; what keeps them from starting, or made them start again, comes first."""
+    phase = _phase_of_pods(job, children, fresh)
+    waiting = causes.of_waiting(children.live_pods)
+    if waiting is not None:
+        return Situation("Pending", waiting.reason, waiting.text)
+    lost = causes.last_failure(children.pods)
+    if lost is not None and phase not in ("Training", "Saving") and _is_replacing(job, children, lost[1]):
+        cause = lost[0]
+        reason = Reason.DISRUPTED if cause.reason is Reason.DISRUPTED else Reason.RESTARTING
+        return Situation(phase, reason, f"Starting again after {cause.reason.value}: {cause.text}")
+    message = fresh.message if fresh is not None and fresh.message else _message(phase, job, children)
+    return Situation(phase, REASON_OF_PHASE[phase], message)
+
+
+def _phase_of_pods(job: RewardFLJob, children: Children, fresh: Progress | None) -> Phase:
+    """The phase by the containers that run, and once all have staged by what rank 0 says."""
+    current = children.current
+    if len(current) < job.spec.nodes or not any(pod.stage.has_started for pod in current.values()):
+        return "Pending"
+    if not all(pod.trainer.has_started for pod in current.values()):
+        return "Staging"
+    return fresh.phase if fresh is not None and fresh.phase != "Staging" else "Preparing"
+
+
+def _is_replacing(job: RewardFLJob, children: Children, lost: datetime) -> bool:
+    """Whether the gang is not yet whole again since it lost a pod: one is missing, or one is newer than the loss."""
+    current = children.current
+    return len(current) < job.spec.nodes or any(pod.created >= lost for pod in current.values())
+
+
+def _message(phase: Phase, job: RewardFLJob, children: Children) -> str:
+    current = children.current
+    if phase == "Pending":
+        return f"{len(current)} of {job.spec.nodes} pods made, waiting for them to start."
+    done = sum(pod.trainer.has_started for pod in current.values())
+    if phase == "Staging":
+        return f"Fetching models and dataset; {done} of {job.spec.nodes} pods are done."
+    return "Loading models and checking the dataset." if phase == "Preparing" else f"{phase}."
+
+
+def _is_fresh(progress: Progress, children: Children) -> bool:
+    """Whether a report comes from the pod that does rank 0's work now, and not from one before it."""
+    writer = children.current.get(0)
+    return writer is not None and (started := writer_started(writer)) is not None and progress.time >= started
+
+
+def writer_started(pod: Pod | None) -> datetime | None:
+    """When the container that reports was started; None while none has."""
+    if pod is None:
+        return None
+    return pod.trainer.started or pod.stage.started
+
+
+def _conditions(job: RewardFLJob, now_is: Situation, previous: RewardFLJobStatus, now: datetime) -> list[Condition]:
+    """One condition of each type that says something, in a fixed order."""
+    generation, phase = job.metadata.generation, now_is.phase
+    runs = phase in RUNNING_PHASES and now_is.reason is REASON_OF_PHASE.get(phase)
+    staged = runs or phase == "Succeeded" or (phase == "Failed" and _held_before("Staged", previous))
+    rows: list[tuple[Literal["Accepted", "Staged", "Running", "Suspended", "Succeeded", "Failed"], bool, Reason, str]] = [
+        ("Accepted", True, Reason.ACCEPTED, "The resource is valid and its objects were made."),
+        ("Staged", staged, Reason.COMPLETED if staged else now_is.reason, "" if staged else now_is.message),
+        ("Running", runs, now_is.reason, now_is.message),
+        ("Suspended", phase in ("Suspended", "Queued"), now_is.reason, now_is.message),
+    ]
+    if phase in FINISHED_PHASES:
+        rows += [("Succeeded", phase == "Succeeded", now_is.reason, now_is.message)]
+        rows += [("Failed", phase == "Failed", now_is.reason, now_is.message)]
+    return [_condition(kind, holds, reason, message, generation, previous, now) for kind, holds, reason, message in rows]
+
+
+def _condition(
+    kind: str, holds: bool, reason: Reason, message: str, generation: int, previous: RewardFLJobStatus, now: datetime
+) -> Condition:
+    """Make a condition; its transition time is kept for as long as it holds or does not hold."""
+    old = next((item for item in previous.conditions if item.type == kind), None)
+    status: Literal["True", "False"] = "True" if holds else "False"
+    changed = now.replace(microsecond=0) if old is None or old.status != status else old.last_transition_time
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason.value,
+        message=message,
+        last_transition_time=changed,
+        observed_generation=generation,
+    )
+
+
+def _held_before(kind: str, previous: RewardFLJobStatus) -> bool:
+    return any(item.type == kind and item.status == "True" for item in previous.conditions)
+
+
+def _workers(children: Children) -> Workers | None:
+    job = children.job
+    return None if job is None else Workers(active=job.active, succeeded=job.succeeded, failed=job.failed)
+
+
+def _completion_time(children: Children, now: datetime) -> datetime:
+    """When the Job controller says that the job ended."""
+    job = children.job
+    if job is None:
+        return now.replace(microsecond=0)
+    decided = job.failure.time if job.failure is not None else None
+    return job.completed or decided or now.replace(microsecond=0)
+
+
+def _with_progress(status: RewardFLJobStatus, progress: Progress | None) -> RewardFLJobStatus:
+    """Fold a report into the status. Without one, what was reached stays and only the forecast goes."""
+    training = status.phase == "Training"
+    update: dict[str, object] = {"eta": None}
+    if progress is not None:
+        update["last_progress_time"] = progress.time
+        update |= {"checkpoint": progress.checkpoint or status.checkpoint, "results": progress.results or status.results}
+        update["staging"] = progress.staging or status.staging
+        if progress.total_steps:
+            update |= {"step": progress.step, "total_steps": progress.total_steps, "metrics": progress.metrics}
+            update["progress"] = f"{progress.step}/{progress.total_steps}"
+            reward = progress.metrics.reward
+            update["reward"] = f"{reward:.3f}" if reward is not None else status.reward
+        if training and progress.eta_seconds is not None:
+            update["eta"] = duration(progress.eta_seconds)
+    status = status.model_copy(update=update)
+    return status.model_copy(update={"percent": _percent(status)})
+
+
+def _percent(status: RewardFLJobStatus) -> int | None:
+    """Percent of the bytes while staging, of the steps afterwards."""
+    if status.phase == "Staging" and status.staging is not None and status.staging.bytes_total:
+        return min(100 * status.staging.bytes_done // status.staging.bytes_total, 100)
+    if status.phase == "Staging" or not status.total_steps:
+        return None
+    return min(100 * (status.step or 0) // status.total_steps, 100)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people, with its two largest units: 45s, 12m30s, 1h12m, 2d3h."""
+    total = round(seconds)
+    days, hours = divmod(total, SECONDS_PER_DAY)
+    hours, minutes = divmod(hours, SECONDS_PER_HOUR)
+    minutes, rest = divmod(minutes, SECONDS_PER_MINUTE)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")]
+    first = next((place for place, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return "".join(f"{count}{unit}" for count, unit in parts[first : first + 2] if count) or "0s"

@@ -1,0 +1,55 @@
+"""The RewardFLJobs as last seen, whoever saw them: kopf's watch, the resync, or the answer to a write of our own.
+
+An older version never takes the place of a newer one, so a slow watch cannot undo what was just written.
+"""
+
+from typing import Any
+
+from .informer import Key
+
+Raw = dict[str, Any]
+
+
+class JobStore:
+    """RewardFLJobs by namespace and name."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[Key, Raw] = {}
+
+    def __len__(self) -> int:
+        """How many jobs there are."""
+        return len(self._bodies)
+
+    def get(self, key: Key) -> Raw | None:
+        """Return the newest version of a job; None when there is none."""
+        return self._bodies.get(key)
+
+    def known(self) -> set[Key]:
+        """Return the keys of all jobs."""
+        return set(self._bodies)
+
+    def put(self, body: Raw) -> bool:
+        """Keep `body` if it is newer than what is known, and return whether it was."""
+        key = key_of(body)
+        known = self._bodies.get(key)
+        if known is not None and _version(known) >= _version(body):
+            return False
+        self._bodies[key] = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"}}
+        return True
+
+    def drop(self, key: Key, uid: str = "") -> None:
+        """Forget a job; with `uid`, only if it is the one that is known."""
+        known = self._bodies.get(key)
+        if known is not None and uid in ("", known["metadata"].get("uid")):
+            del self._bodies[key]
+
+
+def key_of(body: Raw) -> Key:
+    """Return namespace and name of an object."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _version(body: Raw) -> int:
+    """The resource version as a number: Kubernetes guarantees its order since 1.35, and etcd's revisions always had it."""
+    text = body["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdigit() else 0
