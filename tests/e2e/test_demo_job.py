@@ -6,8 +6,9 @@ from typing import Any
 
 import av
 import pytest
-from examples.demo import read_manifest
 from safetensors.torch import load
+
+from examples.demo import read_manifest
 from tests.cluster.stack import BUCKET, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from examples.demo import read_manifest
 from rewardfl_trainer import video
 from tests.cluster.stack import Stack
@@ -33,7 +34,7 @@ def upload_faceless_dataset(stack: Stack) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         stripes = torch.sin(torch.arange(64) / 5.0).expand(3, 9, 64, 64) * 0.5
-        video.write_video(folder / "stripes.mp4", stripes, fps=8)
+        video.write_video(folder / "stripes.mp4", stripes, frames_per_second=8)
         (folder / "metadata.csv").write_text("video,prompt\nstripes.mp4,stripes\n", encoding="utf-8")
         stack.upload_folder(folder, "faceless")
 
