@@ -21,9 +21,11 @@ FORMS: tuple[Form, ...] = ("batch_axis", "position_major", "frame_major", "stati
 
 HALF_SIZES = (100.0, 200.0, 300.0)
 """Half the size of a face of each stride, in pixels of the detector's 640x640 input."""
-SHARPNESS = 30.0
+SHARPNESS = 6.0
 DIM = 1.8
 """A black pixel has red - green - blue = 1, a red one nearly 3."""
+KERNEL = 79
+"""Pixels of the input over which the colour is averaged; wider than a mark, so that one position fits best."""
 NEVER = -20.0
 
 
@@ -40,8 +42,7 @@ class MarkDetector(nn.Module):
         outputs: list[list[Tensor]] = [[], [], []]
         coarse = None
         for stride, mark, half_size in zip(reversed(STRIDES), reversed(marks), reversed(HALF_SIZES), strict=True):
-            kernel = 5 * stride - 1
-            pooled = functional.avg_pool2d(functional.pad(mark, (kernel // 2,) * 4, value=-1.0), kernel, stride)
+            pooled = functional.avg_pool2d(functional.pad(mark, (KERNEL // 2,) * 4, value=-1.0), KERNEL, stride)
             tint = functional.avg_pool2d(blue, stride, stride)
             if coarse is not None:  # as a feature pyramid does; a resize to a size that depends on the input
                 pooled = pooled + 0 * functional.interpolate(coarse, size=pooled.shape[2:], mode="nearest")
@@ -80,8 +81,10 @@ def recogniser_network(seed: int = 0) -> nn.Module:
         elif name.endswith("running_var"):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     network.eval()
-    with torch.no_grad():  # embeddings of different pictures point in different directions
-        network[-1].running_mean.copy_(network[:-1](torch.full((1, 3, CROP_SIZE, CROP_SIZE), -0.8))[0])
+    faces = torch.stack([frame_with_marks(CROP_SIZE, CROP_SIZE, red=(56, 56), radius=20, seed=number) for number in range(32)])
+    with torch.no_grad():  # centred, so that the embeddings of different faces point in different directions
+        network[-1].running_mean.copy_(network[:-1](faces).mean(dim=0))
+        network[-1].bias.zero_()
     return network
 
 
@@ -114,12 +117,19 @@ def write_recogniser(folder: Path) -> None:
 
 
 def frame_with_marks(
-    height: int, width: int, *, red: tuple[int, int] | None = None, green: tuple[int, int] | None = None, seed: int = 0
+    height: int,
+    width: int,
+    *,
+    red: tuple[int, int] | None = None,
+    green: tuple[int, int] | None = None,
+    radius: int | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """A dim noisy frame 3HW in [-1, 1] with square marks around (row, column)."""
+    """A dim frame 3HW in [-1, 1] of blurred colours, with square marks around (row, column)."""
     generator = torch.Generator().manual_seed(seed)
-    frame = torch.rand(3, height, width, generator=generator) * 0.4 - 1
-    radius = max(2, min(height, width) // 12)
+    colours = torch.rand(1, 3, 8, 8, generator=generator) * 0.5 - 1
+    frame = functional.interpolate(colours, (height, width), mode="bilinear")[0]
+    radius = radius or max(height, width) // 20
     for channel, position in ((0, red), (1, green)):
         if position is not None:
             rows, columns = (slice(max(0, centre - radius), centre + radius + 1) for centre in position)
