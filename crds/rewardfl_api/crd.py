@@ -2,7 +2,8 @@
 
 `python -m rewardfl_api.crd --write` writes it, `--check` fails when what is checked in differs. Kubernetes accepts
 "structural" schemas only: no references, no titles, one type per node; null means "left out". Rules that pydantic checks
-across fields stand here a second time as CEL, so that the API server refuses a bad resource at once.
+across fields stand here a second time as CEL, so that the API server refuses a bad resource at once. Numbers get into CEL's
+messages by `format`: for `string(number) + ...` the API server's cost estimate knows no bound, and it refuses the definition.
 """
 
 import argparse
@@ -155,22 +156,20 @@ def _training_rules() -> list[dict[str, str]]:
         _rule(
             "self.numFrames % 4 == 1",
             "training.numFrames: must be 4k+1, for example 77 or 81",
-            messageExpression="'training.numFrames=' + string(self.numFrames) + ': must be 4k+1 (' + "
-            "string(self.numFrames - (self.numFrames - 1) % 4) + ' or ' + "
-            "string(self.numFrames - (self.numFrames - 1) % 4 + 4) + ')'",
+            messageExpression="'training.numFrames=%d: must be 4k+1 (%d or %d)'.format([self.numFrames, "
+            "self.numFrames - (self.numFrames - 1) % 4, self.numFrames - (self.numFrames - 1) % 4 + 4])",
         ),
         _rule(
             "self.midTimestep <= self.finalTimestep",
             "training.midTimestep: must not be after training.finalTimestep",
-            messageExpression="'training.midTimestep=' + string(self.midTimestep) + ': must not be after "
-            "training.finalTimestep=' + string(self.finalTimestep)",
+            messageExpression="'training.midTimestep=%d: must not be after training.finalTimestep=%d'"
+            ".format([self.midTimestep, self.finalTimestep])",
         ),
         _rule(
             "self.finalTimestep < self.numInferenceSteps",
             "training.finalTimestep: must be below training.numInferenceSteps",
-            messageExpression="'training.finalTimestep=' + string(self.finalTimestep) + ': there are ' + "
-            "string(self.numInferenceSteps) + ' denoising steps, counted from 0; use at most ' + "
-            "string(self.numInferenceSteps - 1)",
+            messageExpression="'training.finalTimestep=%d: there are %d denoising steps, counted from 0; use at most %d'"
+            ".format([self.finalTimestep, self.numInferenceSteps, self.numInferenceSteps - 1])",
         ),
         _rule(
             "self.minTimestepBoundary <= self.maxTimestepBoundary",
@@ -219,10 +218,9 @@ def _spec_rules() -> list[dict[str, str]]:
         _rule(
             f"!has(self.training.trainBatchSize) || self.training.trainBatchSize == {batch}",
             "training.trainBatchSize: must equal perDeviceTrainBatchSize * gradientAccumulationSteps * world size",
-            messageExpression="'training.trainBatchSize=' + string(self.training.trainBatchSize) + "
-            "': must equal perDeviceTrainBatchSize ' + string(self.training.perDeviceTrainBatchSize) + "
-            "' * gradientAccumulationSteps ' + string(self.training.gradientAccumulationSteps) + "
-            f"' * world size ' + string({world})",
+            messageExpression="'training.trainBatchSize=%d: must equal perDeviceTrainBatchSize %d * gradientAccumulationSteps %d "
+            "* world size %d'.format([self.training.trainBatchSize, self.training.perDeviceTrainBatchSize, "
+            f"self.training.gradientAccumulationSteps, {world}])",
         ),
         _rule(
             "self.training == oldSelf.training || self.runPolicy.suspend",
