@@ -1,0 +1,28 @@
+"""`python -m rewardfl_trainer.staging --config FILE`: the init container of every trainer pod."""
+
+import argparse
+import logging
+import os
+import sys
+
+from rewardfl_api.trainer_config import CONFIG_PATH
+from rewardfl_trainer import configuration
+from rewardfl_trainer.failures import run_main
+from rewardfl_trainer.staging.stage import stage
+
+
+def main() -> None:
+    """Read the configuration and stage what it names."""
+    parser = argparse.ArgumentParser(prog="python -m rewardfl_trainer.staging", description=__doc__)
+    parser.add_argument("--config", default=CONFIG_PATH, help="the trainer's configuration file (default: %(default)s)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stage(configuration.load(arguments.config))
+
+
+if __name__ == "__main__":
+    code = run_main(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # threads that are still waiting for a server must not hold up the end of the pod; every file is whole or not there
+    os._exit(code)

@@ -1,0 +1,83 @@
+"""Hugging Face as a source: hf://org/name[@revision][:pattern], listed by huggingface_hub. HF_ENDPOINT and HF_TOKEN count."""
+
+import os
+from collections.abc import Mapping
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._headers import build_hf_headers
+
+from rewardfl_api.errors import ExitCode, RewardFLError
+from rewardfl_trainer.staging.hub import HubRemote
+from rewardfl_trainer.staging.remote import Digest, RemoteFile
+from rewardfl_trainer.staging.sources import Request
+from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_UNAUTHORIZED
+
+
+class HuggingFaceRemote(HubRemote):
+    """Model repositories of Hugging Face, or of a mirror of it.
+
+    Every file is taken at the commit that the revision names when it is first looked at, so a push cannot mix two commits.
+    """
+
+    scheme = "hf"
+
+    def __init__(self) -> None:
+        super().__init__(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, "HF_ENDPOINT")
+        self._api = HfApi(endpoint=self.endpoint)
+        self._commits: dict[tuple[str, str | None], str] = {}
+
+    def list_repository(self, request: Request) -> list[RemoteFile]:
+        """Return every file of the request's repository at the commit of its revision.
+
+        Raises:
+            RewardFLError: see HubRemote.list_repository.
+        """
+        repository, revision = request.source.location, request.source.revision
+        try:
+            commit = self._api.model_info(repository, revision=revision).sha or ""
+            self._commits[repository, revision] = commit
+            tree = self._api.list_repo_tree(repository, recursive=True, revision=commit)
+            return [_file(request, entry) for entry in tree if isinstance(entry, RepoFile)]
+        except OfflineModeIsEnabled as error:
+            offline = self.unavailable(request, "HF_HUB_OFFLINE is set")
+            raise RewardFLError(offline.reason, offline.message, offline.hint, ExitCode.BAD_CONFIGURATION) from error
+        except (GatedRepoError, HfHubHTTPError, httpx2.HTTPError) as error:
+            raise self._translate(request, error) from error
+
+    def url(self, file: RemoteFile) -> str:
+        """Return the URL of a file's content at the commit that was listed."""
+        source = file.request.source
+        commit = self._commits[source.location, source.revision]
+        return hf_hub_url(source.location, file.key, revision=commit, endpoint=self.endpoint)
+
+    def headers(self) -> Mapping[str, str]:
+        """Return huggingface_hub's own headers, with the token where there is one."""
+        return build_hf_headers()
+
+    def _translate(self, request: Request, error: Exception) -> RewardFLError:
+        if isinstance(error, GatedRepoError):
+            return self.denied(request, "HF_TOKEN")
+        if isinstance(error, RevisionNotFoundError):
+            return self.missing(request, f"there is no revision {request.source.revision!r}")
+        if isinstance(error, RepositoryNotFoundError):
+            return self.missing(request, "there is no such repository, or only for others (HF_TOKEN)")
+        if isinstance(error, HfHubHTTPError):
+            if error.response.status_code in (HTTP_UNAUTHORIZED, HTTP_FORBIDDEN):
+                return self.denied(request, "HF_TOKEN")
+            return self.unavailable(request, f"HTTP {error.response.status_code}")
+        return self.unavailable(request, error)
+
+
+def _file(request: Request, entry: RepoFile) -> RemoteFile:
+    if entry.lfs is not None:
+        return RemoteFile(request, entry.path, entry.lfs.size, entry.lfs.sha256, Digest("sha256", entry.lfs.sha256))
+    return RemoteFile(request, entry.path, entry.size, entry.blob_id, Digest("git-sha1", entry.blob_id))

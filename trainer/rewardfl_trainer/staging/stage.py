@@ -1,0 +1,137 @@
+"""Stages what a configuration names: the steps, in order. Everything that a step does is in the module of its name."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_api.uris import Scheme
+from rewardfl_trainer.progress import Reporter
+from rewardfl_trainer.s3 import Patience, make_client
+from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.fetch import Fetcher, check_disk
+from rewardfl_trainer.staging.meter import Meter
+from rewardfl_trainer.staging.plan import Plan
+from rewardfl_trainer.staging.remote import Remote
+from rewardfl_trainer.staging.s3 import S3Remote
+from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests
+from rewardfl_trainer.staging.staged import read_model_list, write_staged
+
+POD_INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
+"""Set by the Job controller in the pods of an Indexed Job."""
+
+REPORT_INTERVAL_SECONDS = 2.0
+LOG_INTERVAL_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, str]:
+    """Fetch every remote source of `config` into its cache folder, and write staged.json to its work folder.
+
+    Args:
+        config: what to stage.
+        reporter: is told of the bytes. None: one of this pod's own, where this is the pod that reports.
+
+    Returns:
+        The local path of each remote source; for a model, its files, comma separated.
+
+    Raises:
+        RewardFLError: whatever is wrong, naming parameter, value and remedy.
+    """
+    reporter = reporter or pod_reporter(config)
+    with reporter:
+        reporter.update(phase="Staging", message="looking at what has to be staged")
+        cache, remotes = Cache(Path(config.cache_dir)), Remotes(config)
+        listing = Plan(cache)
+        listed = model_list_request(config)
+        text = None
+        if listed is not None:
+            _add(listing, [listed], remotes)
+            _carry_out(listing, cache, reporter)
+            text = read_model_list(Path(listing.local.get(listed.text, listed.source.path)), listed)
+        models = [request for model in model_requests(config, text) for request in model]
+        plan = Plan(cache)
+        _add(plan, [*folder_requests(config), *models], remotes)
+        _carry_out(plan, cache, reporter)
+        local = {**listing.local, **plan.local}
+        write_staged(config, local)
+        reporter.update(phase="Staging", message="staged")
+    return local
+
+
+def pod_reporter(config: TrainerConfig) -> Reporter:
+    """Return the reporter of this pod: only the first one of a job reports."""
+    first = os.environ.get(POD_INDEX_VARIABLE, "0") == "0"
+    return Reporter(config.progress if first else None, min_interval_seconds=REPORT_INTERVAL_SECONDS)
+
+
+class Remotes:
+    """The storages that a configuration needs, each connected on first use."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self._storage = config.storage
+        self._made: dict[Scheme, Remote] = {}
+
+    def of(self, request: Request) -> Remote:
+        """Return the storage that holds the request's source."""
+        scheme = request.source.scheme
+        if scheme not in self._made:
+            self._made[scheme] = self._make(scheme, request)
+        return self._made[scheme]
+
+    def _make(self, scheme: Scheme, request: Request) -> Remote:
+        # the hub clients take half a second to import, and most jobs need none
+        if scheme == "hf":
+            from rewardfl_trainer.staging.huggingface import HuggingFaceRemote  # noqa: PLC0415
+
+            return HuggingFaceRemote()
+        if scheme == "ms":
+            from rewardfl_trainer.staging.modelscope import ModelScopeRemote  # noqa: PLC0415
+
+            return ModelScopeRemote()
+        return S3Remote(make_client(self._storage, request.parameter))
+
+
+def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes) -> None:
+    for request in requests:
+        if request.source.is_remote:
+            plan.add(request, remotes.of(request))
+        else:
+            plan.add_local(request)
+
+
+def _carry_out(plan: Plan, cache: Cache, reporter: Reporter) -> None:
+    """Fetch the files of a plan and report how far it is."""
+    check_disk(plan, cache)
+    files = list(plan.files.values())
+    meter = Meter(sum(planned.file.size for planned in files))
+
+    def report() -> None:
+        reporter.update(phase="Staging", staging=meter.snapshot(), message=meter.line())
+
+    with _every(REPORT_INTERVAL_SECONDS, report), _every(LOG_INTERVAL_SECONDS, lambda: logger.info("%s", meter.line())):
+        Fetcher(cache, meter, Patience.from_environment().attempts).fetch(files)
+    report()
+    logger.info("%s (%d files)", meter.line(), len(files))
+
+
+@contextmanager
+def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` at an interval, in a thread, while the block runs."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
