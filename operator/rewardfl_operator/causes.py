@@ -44,8 +44,8 @@ class Cause:
     @property
     def text(self) -> str:
         """What happened and what to do, for a condition."""
-        remedy = self.hint or EXPLANATIONS[self.reason].remedy
-        return f"{self.message.rstrip()} {remedy}".strip()
+        remedy, message = self.hint or EXPLANATIONS[self.reason].remedy, self.message.strip()
+        return f"{message if message.endswith(('.', '!', '?')) else message + '.'} {remedy}".strip()
 
     @property
     def rank(self) -> tuple[int, datetime]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import aiohttp
 from kubernetes.aio import client, config
-from kubernetes.aio.dynamic import DynamicClient, Resource
+from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError
 
 from rewardfl_api.job import GROUP, KIND, PLURAL, VERSION
@@ -22,7 +22,6 @@ Raw = dict[str, Any]
 
 _config: Any = config
 _DynamicClient: Any = DynamicClient
-_Resource: Any = Resource
 """The package's asyncio half carries no types."""
 
 REQUEST_TIMEOUT_SECONDS = 30.0
@@ -45,19 +44,11 @@ class Kind:
     kind: str
     plural: str
 
-    def resource(self) -> Any:
-        """Return it as the dynamic client knows it."""
-        prefix = "apis" if self.group else "api"
-        parts: dict[str, Any] = {"status": {"name": f"{self.plural}/status"}, "eviction": {"name": f"{self.plural}/eviction"}}
-        return _Resource(
-            prefix=prefix,
-            group=self.group or None,
-            api_version=self.version,
-            kind=self.kind,
-            name=self.plural,
-            namespaced=True,
-            subresources={name: {**part, "kind": self.kind, "verbs": []} for name, part in parts.items()},
-        )
+    def path(self, namespace: str | None = None, name: str = "", part: str = "") -> str:
+        """Return the path of an object (of its `part`, such as status), or of all objects where no name is given."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        place = [root, *(["namespaces", namespace] if namespace else []), self.plural, name, part]
+        return "/".join(step for step in place if step)
 
 
 REWARDFLJOBS = Kind(GROUP, VERSION, KIND, PLURAL)
@@ -138,7 +129,7 @@ class Cluster:
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """Return an object; None when there is none."""
         try:
-            return await self._json(self._dynamic.get(kind.resource(), name=name, namespace=namespace, **_short()))
+            return await self._json(self._request("get", kind.path(namespace, name)))
         except ApiError as error:
             if error.status == NOT_FOUND:
                 return None
@@ -149,7 +140,7 @@ class Cluster:
         token: str | None = None
         while True:
             options = {"label_selector": selector or None, "limit": PAGE_SIZE, "_continue": token}
-            page = await self._json(self._dynamic.get(kind.resource(), namespace=namespace, **options, **_short()))
+            page = await self._json(self._request("get", kind.path(namespace), **options))
             yield page
             token = (page.get("metadata") or {}).get("continue")
             if not token:
@@ -171,9 +162,7 @@ class Cluster:
         options = {"label_selector": selector or None, "resource_version": version, "watch": True}
         query = [("timeoutSeconds", str(WATCH_SERVER_SECONDS)), ("allowWatchBookmarks", "true")]
         timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
-        request = self._dynamic.get(
-            kind.resource(), namespace=namespace, serialize=False, query_params=query, _request_timeout=timeout, **options
-        )
+        request = self._request("get", kind.path(namespace), query_params=query, _request_timeout=timeout, **options)
         response = await _answer(request)
         try:
             async for line in response.content:
@@ -187,38 +176,40 @@ class Cluster:
     async def apply(self, manifest: Raw) -> Raw:
         """Apply an object (server-side apply), unknown fields refused, and return it as it is stored now."""
         metadata, kind = manifest["metadata"], KINDS[manifest["kind"]]
-        return await self._apply(kind.resource(), metadata["namespace"], metadata["name"], manifest)
+        return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest)
 
     async def apply_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Raw) -> Raw:
         """Apply the status of the object that has this uid, and return the object."""
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": f"{kind.group}/{kind.version}", "kind": kind.kind, "metadata": metadata, "status": status}
-        return await self._apply(kind.resource().subresources["status"], namespace, name, body)
+        return await self._apply(kind.path(namespace, name, "status"), body)
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Raw) -> Raw:
         """Apply a JSON merge patch, and return the object."""
         options = {"content_type": "application/merge-patch+json", "field_manager": FIELD_MANAGER}
-        request = self._dynamic.patch(kind.resource(), body=patch, name=name, namespace=namespace, **options, **_short())
-        return await self._json(request)
+        return await self._json(self._request("patch", kind.path(namespace, name), body=patch, **options))
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete the object that has this uid, its own children in the background. Its absence is no error."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        await self._forget_missing(self._dynamic.delete(kind.resource(), name=name, namespace=namespace, body=body, **_short()))
+        await self._forget_missing(self._request("delete", kind.path(namespace, name), body=body))
 
     async def evict(self, namespace: str, pod: str, grace_seconds: int | None) -> None:
         """Evict a pod: like a deletion, but the Job controller knows that it was not the pod's fault. Absence is no error."""
         body: Raw = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
         if grace_seconds is not None:
             body["deleteOptions"] = {"gracePeriodSeconds": grace_seconds}
-        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
-        await self._forget_missing(self._dynamic.request("post", path, body=body, **_short()))
+        await self._forget_missing(self._request("post", PODS.path(namespace, pod, "eviction"), body=body))
 
-    async def _apply(self, resource: Any, namespace: str, name: str, body: Raw) -> Raw:
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        """Return a request to be awaited."""
+        timeout = aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
+        return self._dynamic.request(method, path, **{"serialize": False, "_request_timeout": timeout, **options})
+
+    async def _apply(self, path: str, body: Raw) -> Raw:
+        options: Raw = {"content_type": "application/apply-patch+yaml", "field_manager": FIELD_MANAGER, "force_conflicts": True}
         query = [("fieldValidation", "Strict")]
-        options = {"field_manager": FIELD_MANAGER, "force_conflicts": True, "query_params": query}
-        request = self._dynamic.server_side_apply(resource, body=body, name=name, namespace=namespace, **options, **_short())
-        return await self._json(request)
+        return await self._json(self._request("patch", path, body=body, query_params=query, **options))
 
     async def _forget_missing(self, request: Any) -> None:
         try:
@@ -231,11 +222,6 @@ class Cluster:
         response = await _answer(request)
         body: Raw = json.loads(await response.read())
         return body
-
-
-def _short() -> Raw:
-    """Options of a request that is answered at once."""
-    return {"serialize": False, "_request_timeout": aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)}
 
 
 async def _answer(request: Any) -> aiohttp.ClientResponse:

@@ -41,6 +41,8 @@ class Controller:
         self.store = JobStore()
         self.informers = self._make_informers()
         self._reconciler = Reconciler(cluster, settings, self.store, self.informers)
+        self.started = asyncio.Event()
+        """Set when every task of its own runs, and everything that decisions depend upon has been listed once."""
         self._missed_since: dict[Key, float] = {}
         self._watched: dict[Key, str] = {}
 
@@ -65,11 +67,7 @@ class Controller:
             tasks.create_task(self._resync_for_ever())
             for _ in range(self._settings.workers):
                 tasks.create_task(self._work_for_ever())
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether everything that decisions depend upon has been listed once."""
-        return all(informer.synced.is_set() for informer in self.informers.all)
+            self.started.set()
 
     def trouble(self) -> str | None:
         """Return why the operator should be started again; None when it is well."""

@@ -101,4 +101,4 @@ def _find(status: RewardFLJobStatus, kind: str) -> Condition | None:
 def _note(condition: Condition | None) -> str:
     if condition is None:
         return ""
-    return condition.message if condition.reason == Reason.COMPLETED else f"{condition.reason}: {condition.message}"
+    return f"{condition.reason}: {condition.message}" if condition.type == "Failed" else condition.message

@@ -60,7 +60,8 @@ async def run(settings: OperatorSettings, kubeconfig: str | None = None) -> None
 
 
 async def watch(controller: Controller, cluster: Cluster, settings: OperatorSettings) -> None:
-    """Run kopf until a signal ends it."""
+    """Run kopf until a signal ends it. Once it ends, it waits for every task that is younger than itself."""
+    await controller.started.wait()
     await kopf.operator(
         registry=registry_of(controller, cluster),
         settings=kopf_settings(),
@@ -155,7 +156,7 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
 
 
 def _readiness(controller: Controller) -> str | None:
-    return None if controller.is_ready else "the first listing is not complete"
+    return None if controller.started.is_set() else "the first listing is not complete"
 
 
 if __name__ == "__main__":
