@@ -9,7 +9,7 @@ import csv
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,7 +67,7 @@ def load_rows(folder: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise _bad_dataset(f"{path}: not UTF-8 text (byte {error.start}).") from error
     except csv.Error as error:
-        raise _bad_dataset(f"{path}: line {reader.line_num}: {error}.") from error
+        raise _bad_dataset(f"{path}: after line {reader.line_num}: {error}.") from error
     except OSError as error:
         raise _bad_dataset(f"{path}: cannot be read: {error.strerror}.") from error
     if not rows:
@@ -188,7 +188,7 @@ class Preflight:
     skipped: list[Row]
 
 
-def preflight(rows: Iterable[Row], parameters: TrainingParameters, face_finder: FaceFinder | None = None) -> Preflight:
+def preflight(rows: Sequence[Row], parameters: TrainingParameters, face_finder: FaceFinder | None = None) -> Preflight:
     """Decode every video and look for a face in each first frame, before any training.
 
     Args:
@@ -200,19 +200,19 @@ def preflight(rows: Iterable[Row], parameters: TrainingParameters, face_finder: 
         RewardFLError: exit code 65, naming every bad row: BadDataset where any file is bad, else NoFaceInFirstFrame.
     """
     result = Preflight([], [], [])
-    bad: list[str] = []
+    bad: dict[int, str] = {}
     for row in rows:
         try:
             first_3HW = _check_video(row, parameters)
         except VideoError as error:
-            bad.append(f"{row}: {error}")
+            bad[row.index] = f"{row}: {error}"
             continue
         if face_finder is not None and not bool(face_finder.find_faces(first_3HW[None]).found_F.any()):
             result.skipped.append(row)
             continue
         result.rows.append(row)
         result.sizes.append((first_3HW.shape[1], first_3HW.shape[2]))
-    _raise_for(bad, result, parameters)
+    _raise_for(bad, result, parameters, len(rows))
     return result
 
 
@@ -227,12 +227,12 @@ def _check_video(row: Row, parameters: TrainingParameters) -> Tensor:
     return _fit(first, parameters)
 
 
-def _raise_for(bad: list[str], result: Preflight, parameters: TrainingParameters) -> None:
+def _raise_for(bad: dict[int, str], result: Preflight, parameters: TrainingParameters, num_rows: int) -> None:
     """Raise the one error that names all that is wrong, if anything is."""
-    faceless = [f"{row}: no face in its first frame" for row in result.skipped]
-    refused = parameters.on_missing_face == "fail" or not result.rows
-    bad_rows = bad + faceless if refused else bad
-    message = "; ".join([f"{len(bad_rows)} of the rows of {METADATA_FILE} cannot be used", *bad_rows]) + "."
+    refused = result.skipped if parameters.on_missing_face == "fail" or not result.rows else []
+    bad_rows = bad | {row.index: f"{row}: no face in its first frame" for row in refused}
+    texts = [bad_rows[index] for index in sorted(bad_rows)]
+    message = "; ".join([f"{len(texts)} of the {num_rows} rows of {METADATA_FILE} cannot be used", *texts]) + "."
     if bad:
         raise _bad_dataset(message)
     if bad_rows:

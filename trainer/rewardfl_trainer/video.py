@@ -62,13 +62,19 @@ def _decode(container: av.container.InputContainer) -> Iterator[Frame]:
     for number, frame in enumerate(container.decode(stream)):
         if frame.is_corrupt:
             raise VideoError(f"frame {number} is damaged")
-        if frame.rotation % QUARTER_TURN_DEGREES:
-            raise VideoError(f"is rotated by {frame.rotation} degrees; only quarter turns are supported")
-        upright = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // QUARTER_TURN_DEGREES)
+        upright = np.rot90(frame.to_ndarray(format="rgb24"), k=_quarter_turns(frame.rotation))
         first_shape = first_shape or upright.shape
         if upright.shape != first_shape:
             raise VideoError(f"changes its size at frame {number}")
         yield np.ascontiguousarray(upright)
+
+
+def _quarter_turns(degrees: int) -> int:
+    """Return the counter-clockwise quarter turns that `degrees` of rotation metadata (cut to a whole number) ask for."""
+    turns = round(degrees / QUARTER_TURN_DEGREES)
+    if abs(degrees - turns * QUARTER_TURN_DEGREES) > 1:
+        raise VideoError(f"is rotated by {degrees} degrees; only quarter turns are supported")
+    return turns
 
 
 def to_uint8(video_3THW: Tensor) -> NDArray[np.uint8]:
