@@ -100,7 +100,7 @@ class Stack:
                 client.upload_file(str(path), BUCKET, f"{prefix}/{key.as_posix()}")
 
     def make_credentials(self, name: str, access_key: str, secret_key: str) -> None:
-        """Create the Secret that jobs name as storage.credentialsSecretName. Its content goes through a pipe, not the command line."""
+        """Create the Secret that jobs name as storage.credentialsSecretName. Passed through a pipe, not the command line."""
         data = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
         self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
 
