@@ -1,0 +1,92 @@
+"""One sample of Reward Feedback Learning: generate with gradient, score the faces, return the loss.
+
+The steps 2 to 7 of docs/algorithm.md in order. Must not step an optimizer or write anything.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rewardfl_api.training import TrainingParameters
+
+from .conditioning import Condition, Conditioner
+from .noise import kl_steps, sample_noise
+from .objective import Objective
+from .preparation import Prepared
+from .rewards.face import FaceReward
+from .rollout import Rollout
+from .trainable import Trainable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sample; plain numbers."""
+
+    loss: float
+    reward: float
+    kl: float
+    no_face_fraction: float
+
+
+class RewardFeedback:
+    """The loss of a sample.
+
+    Args:
+        rollout: generates videos.
+        conditioner: makes conditions with the trained networks.
+        reward: scores videos.
+        trainable: what is trained.
+        parameters: objective, seed and noises per sample.
+    """
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        conditioner: Conditioner,
+        reward: FaceReward,
+        trainable: Trainable,
+        parameters: TrainingParameters,
+    ) -> None:
+        self.rollout, self.conditioner, self.reward, self.parameters = rollout, conditioner, reward, parameters
+        self.objective = Objective.of(parameters)
+        self.untrained_conditioner = _untrained(conditioner, trainable)
+
+    def loss(self, prepared: Prepared, visit: int) -> tuple[Tensor, Outcome]:
+        """Return the loss, with its gradient, and what became of the sample.
+
+        Args:
+            prepared: the row.
+            visit: how often the row was trained on before; decides which of its noises is used.
+        """
+        seed, row = self.parameters.seed, prepared.row.index
+        condition, untrained = self._conditions(prepared)
+        draw = visit % self.parameters.noise_seeds_per_sample
+        noise_BCthw = sample_noise(condition.latent_shape, seed=seed, row=row, draw=draw).to(condition.context_BLD)
+        sampled = self.parameters.kl_steps == "sampled"
+        steps = kl_steps(self.rollout.plan.window, sampled=sampled, seed=seed, row=row, visit=visit)
+        video_B3THW, kl = self.rollout.trained_video(condition, noise_BCthw, steps, untrained)
+        result = self.reward(video_B3THW, prepared.reference)
+        loss = self.objective.loss(result.score_B.mean(), kl)
+        outcome = Outcome(
+            float(loss.detach()), float(result.score_B.detach().mean()), float(kl.detach()), result.no_face_fraction
+        )
+        return loss, outcome
+
+    def _conditions(self, prepared: Prepared) -> tuple[Condition, Condition | None]:
+        """Return the condition, with gradient where its networks are trained, and the untrained one where it differs."""
+        if prepared.condition is not None:
+            return prepared.condition, None
+        if prepared.video_3THW is None:
+            raise ValueError(f"{prepared.row}: prepared with neither condition nor video")
+        prompt = prepared.row.prompt
+        condition = self.conditioner(prompt, prepared.video_3THW)
+        if self.untrained_conditioner is None:
+            return condition, None
+        return condition, self.untrained_conditioner(prompt, prepared.video_3THW)
+
+
+def _untrained(conditioner: Conditioner, trainable: Trainable) -> Conditioner | None:
+    """Return a conditioner with the untrained networks; None where nobody asks for one."""
+    if trainable.reference is None or not trainable.trains_condition:
+        return None
+    return Conditioner(trainable.reference, conditioner.inputs, conditioner.dtype, conditioner.device)

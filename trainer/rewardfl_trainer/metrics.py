@@ -1,0 +1,83 @@
+"""The metrics of a run: averaged over ranks, one JSON line a logged step, and TensorBoard events.
+
+Every rank calls `mean_over_ranks`; only the main one writes. Must not decide anything by what it sees.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import distributed
+
+from .environment import Process
+from .feedback import Outcome
+from .samples import SampleScore, mean_score
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+OUTCOME_NAMES = ("reward", "loss", "kl", "no_face_fraction")
+
+
+def mean_over_ranks(outcomes: Sequence[Outcome], process: Process) -> dict[str, float]:
+    """Return the means of the outcomes of all ranks; every rank has as many. A collective call."""
+    rows = [[getattr(outcome, name) for name in OUTCOME_NAMES] for outcome in outcomes]
+    means = torch.tensor(rows, dtype=torch.float64, device=process.device).mean(dim=0)
+    distributed.all_reduce(means)
+    return dict(zip(OUTCOME_NAMES, (means / process.world_size).tolist(), strict=True))
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard events into a folder. On ranks other than 0 it writes nothing."""
+
+    def __init__(self, folder: Path, process: Process) -> None:
+        self.folder, self.enabled = folder, process.is_main
+        self._writer: SummaryWriter | None = None
+        if self.enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / METRICS_FILE).write_text("")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of an optimizer step. What is not finite is null in the file."""
+        if not self.enabled:
+            return
+        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._tensorboard().add_scalar(f"train/{name}", value, step)
+
+    def sample_scores(self, step: int, scores: Sequence[SampleScore]) -> None:
+        """Add the mean face score of the sample videos to TensorBoard."""
+        if self.enabled and scores:
+            self._tensorboard().add_scalar("samples/reward", mean_score(scores), step)
+
+    def flush(self) -> None:
+        """Put everything into the files, so that they can be uploaded."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _tensorboard(self) -> "SummaryWriter":
+        """Return TensorBoard's writer, made on first use."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - takes seconds, and only rank 0 needs it
+
+            self._writer = SummaryWriter(str(self.folder / TENSORBOARD_FOLDER))
+        return self._writer

@@ -1,0 +1,85 @@
+"""AdamW and its learning-rate schedule from the training parameters.
+
+Must not know what is trained or how it is spread over ranks.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from rewardfl_api.training import TrainingParameters
+
+SCHEDULE_ARGUMENTS: dict[str, Callable[[TrainingParameters, int], dict[str, Any]]] = {
+    "cosine_with_min_lr": lambda _parameters, _steps: {"min_lr_rate": 0.1},
+    "warmup_stable_decay": lambda parameters, steps: {"num_decay_steps": max(1, (steps - parameters.warmup_steps) // 10)},
+}
+"""What transformers needs beyond warm-up and length: a floor of a tenth of the peak, a decay over the last tenth."""
+
+
+class GuardedAdamW(AdamW):
+    """AdamW that skips a step whose gradients are not finite, as DeepSpeed's ZeRO optimizers do themselves.
+
+    DeepSpeed reads `overflow` after the step. Without ZeRO every rank has the same gradients, so all skip together.
+    """
+
+    overflow = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters, or leave them as they are."""
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        self.overflow = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+        return None if self.overflow else super().step(closure)
+
+
+def make_optimizer(trained: Iterable[nn.Parameter], parameters: TrainingParameters, *, offloaded: bool) -> Optimizer:
+    """Return AdamW over the trained parameters.
+
+    Offloaded, it is DeepSpeed's CPU Adam where that was compiled at installation; nothing is compiled at run time.
+    """
+    arguments: dict[str, Any] = {
+        "lr": parameters.learning_rate,
+        "betas": (parameters.adam_beta1, parameters.adam_beta2),
+        "eps": parameters.adam_epsilon,
+        "weight_decay": parameters.weight_decay,
+    }
+    if offloaded and _cpu_adam_is_built():
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # noqa: PLC0415 - loads the compiled operation
+
+        optimizer: Optimizer = DeepSpeedCPUAdam(trained, **arguments)
+        return optimizer
+    return GuardedAdamW(trained, **arguments)
+
+
+def _cpu_adam_is_built() -> bool:
+    """Whether DeepSpeed was installed with its CPU Adam compiled."""
+    from deepspeed.git_version_info import installed_ops  # noqa: PLC0415 - as DeepSpeed itself
+
+    return bool(installed_ops.get("cpu_adam", False))
+
+
+def make_schedule(optimizer: Optimizer, parameters: TrainingParameters, total_steps: int) -> LRScheduler:
+    """Return the learning-rate schedule by its name in transformers.
+
+    `constant` warms up too. `total_steps` are optimizer steps, the same at every world size, so linear and cosine end at the end.
+    """
+    from transformers import get_scheduler  # noqa: PLC0415 - takes seconds
+
+    name = parameters.lr_scheduler_type
+    if name == "constant" and parameters.warmup_steps > 0:
+        name = "constant_with_warmup"
+    arguments = SCHEDULE_ARGUMENTS.get(name, lambda _parameters, _steps: {})(parameters, total_steps)
+    schedule: LRScheduler = get_scheduler(name, optimizer, parameters.warmup_steps, total_steps, arguments)
+    return schedule
+
+
+def advance_schedule(schedule: LRScheduler, loss: float) -> None:
+    """Take one step of the schedule; the one that watches the loss is told it."""
+    if isinstance(schedule, ReduceLROnPlateau):
+        schedule.step(loss)
+    else:
+        schedule.step()

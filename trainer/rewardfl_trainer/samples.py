@@ -1,0 +1,118 @@
+"""Videos before and after training, of the same rows with the same noise, and their face scores.
+
+The noise is never one that is trained with. Must not change anything that is trained.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed
+
+from .checkpoint import write_json
+from .environment import Process
+from .noise import sample_noise
+from .preparation import Preparer
+from .rewards.face import FaceReward
+from .rollout import Rollout
+from .storage import Storage, join
+from .video import write_video
+
+SAMPLES_FOLDER = "samples"
+Moment = Literal["before", "after"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """What a sample video scored. A frame without a face has null."""
+
+    row: int
+    prompt: str
+    video: str
+    score: float
+    frame_scores: list[float | None]
+    no_face_fraction: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Generates the sample videos.
+
+    Attributes:
+        folder: local folder of the results; `output` is where they are uploaded to.
+        seed: `training.seed`.
+        lockstep: every rank generates every video, because ZeRO 3 needs all ranks for each forward pass.
+    """
+
+    rollout: Rollout
+    preparer: Preparer
+    reward: FaceReward
+    storage: Storage
+    folder: Path
+    output: str
+    seed: int
+    process: Process
+    lockstep: bool
+
+    def generate(self, positions: Sequence[int], moment: Moment) -> list[SampleScore]:
+        """Generate the videos of the rows at `positions`, shared out over the ranks. Every rank gets all scores.
+
+        A collective call. Each rank uploads the videos it made, and the main one `samples/<moment>.json`.
+        """
+        mine: list[SampleScore] = []
+        for number, position in enumerate(positions):
+            if self.lockstep or number % self.process.world_size == self.process.rank:
+                score = self._generate(position, moment, write=not self.lockstep or self.process.is_main)
+                mine.append(score)
+        everyone: list[list[SampleScore] | None] = [None] * self.process.world_size
+        distributed.all_gather_object(everyone, mine)
+        scores = {score.row: score for part in everyone for score in part or []}
+        ordered = [scores[row] for row in sorted(scores)]
+        if self.process.is_main and ordered:
+            write_json(self.folder / SAMPLES_FOLDER / f"{moment}.json", [asdict(score) for score in ordered])
+            self._upload(f"{moment}.json")
+            logger.info("face score %s training: %.4f", moment, mean_score(ordered))
+        return ordered
+
+    @torch.no_grad()
+    def _generate(self, position: int, moment: Moment, *, write: bool) -> SampleScore:
+        """Generate, score and write one video."""
+        prepared = self.preparer(position)
+        video_B3THW = self.video(position)
+        result = self.reward(video_B3THW, prepared.reference)
+        name = f"row-{prepared.row.index}.mp4"
+        if write:
+            write_video(self.folder / SAMPLES_FOLDER / moment / name, video_B3THW[0])
+            self._upload(f"{moment}/{name}")
+        return SampleScore(
+            row=prepared.row.index,
+            prompt=prepared.row.prompt,
+            video=f"{moment}/{name}",
+            score=float(result.score_B.mean()),
+            frame_scores=[None if math.isnan(score) else score for score in result.frame_scores_BT[0].tolist()],
+            no_face_fraction=result.no_face_fraction,
+        )
+
+    @torch.no_grad()
+    def video(self, position: int) -> Tensor:
+        """Return the sample video B3THW of a row; always the same noise."""
+        condition = self.preparer.condition(position)
+        noise_BCthw = sample_noise(
+            condition.latent_shape, seed=self.seed, row=self.preparer(position).row.index, draw=0, purpose="sample"
+        )
+        return self.rollout.video(condition, noise_BCthw.to(condition.context_BLD))
+
+    def _upload(self, name: str) -> None:
+        """Upload a file of the samples folder."""
+        self.storage.upload_file(self.folder / SAMPLES_FOLDER / name, join(join(self.output, SAMPLES_FOLDER), name))
+
+
+def mean_score(scores: Sequence[SampleScore]) -> float:
+    """Return the mean face score of sample videos."""
+    return sum(score.score for score in scores) / len(scores)

@@ -1,0 +1,184 @@
+"""The training loop of Reward FL, top to bottom: `torchrun ... -m rewardfl_trainer.train --config config.yaml`.
+
+prepare -> sample videos before -> for every batch: generate, score, backward, step, report, save -> weights and videos after.
+What each part does stands in the module it is imported from; docs/algorithm.md says why.
+"""
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import distributed
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.progress import Checkpoint, Results
+from rewardfl_api.trainer_config import CONFIG_KEY, CONFIG_PATH, TrainerConfig
+
+from . import configuration, environment
+from .engine import StepReport
+from .environment import Process
+from .failures import run_main
+from .feedback import Outcome
+from .metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsLog, mean_over_ranks
+from .progress import Reporter
+from .run import Batch, Run, assemble, eta_seconds
+from .samples import SAMPLES_FOLDER
+from .staging import localize
+from .storage import join
+
+RATE_STEPS = 20
+"""Steps over which seconds per step, and with it the ETA, is averaged."""
+
+logger = logging.getLogger("rewardfl_trainer.train")  # run as __main__
+
+
+@dataclass
+class Clock:
+    """Seconds per step over the last steps."""
+
+    started: float = field(default_factory=time.monotonic)
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_STEPS))
+
+    def lap(self) -> float:
+        """Close a step and return the mean seconds of the last ones."""
+        now = time.monotonic()
+        self.durations.append(now - self.started)
+        self.started = now
+        return sum(self.durations) / len(self.durations)
+
+
+def train(config: TrainerConfig, process: Process) -> None:
+    """Train as `config` says.
+
+    Raises:
+        RewardFLError: what a user can act upon; the exit code says whether a retry makes sense.
+    """
+    with Reporter(config.progress if process.is_main else None) as reporter:
+        reporter.update(phase="Preparing", message="Checking the dataset and loading the models.")
+        run = assemble(localize(config), process)
+        total = run.order.total_steps
+        reporter.update(phase="Preparing", step=0, total_steps=total, message="Generating the sample videos before training.")
+        with MetricsLog(run.folder, process) as log:
+            before = run.sampler.generate(run.sample_positions, "before")
+            log.sample_scores(0, before)
+            reporter.update(phase="Training", step=0, total_steps=total)
+            checkpoint = _train_steps(run, log, reporter)
+            reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=checkpoint)
+            after = run.sampler.generate(run.sample_positions, "after")
+            log.sample_scores(total, after)
+        results = _save_results(run, config)
+        reporter.update(phase="Saving", step=total, total_steps=total, results=results)
+
+
+def _train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> Checkpoint | None:
+    """Make every optimizer step; return the last checkpoint (on the main rank)."""
+    parameters, total = run.config.training, run.order.total_steps
+    clock, bad_steps, checkpoint = Clock(), 0, None
+    for step, batch in enumerate(run.order.batches(), start=1):
+        outcomes, report = _train_batch(run, batch)
+        values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
+        bad_steps = 0 if report.applied else bad_steps + 1
+        if step % parameters.logging_steps == 0 or step == total or bad_steps:
+            log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps})
+            _say(step, total, values)
+        reporter.update(
+            step=step,
+            total_steps=total,
+            epoch=batch.pass_index,
+            metrics={name: values[name] for name in REPORTED if name in values},
+            eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
+        )
+        if bad_steps >= parameters.max_bad_steps:
+            raise _diverged(step, bad_steps, checkpoint)
+        if (step % parameters.save_steps == 0 or step == total) and not bad_steps:
+            log.flush()
+            checkpoint = run.saver.save(step) or checkpoint
+            _upload_metrics(run)
+            reporter.update(step=step, checkpoint=checkpoint)
+            clock.started = time.monotonic()
+    return checkpoint
+
+
+REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction")
+"""The metrics of the progress document."""
+
+
+def _train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
+    """Generate, score and differentiate every sample of a batch, then update the parameters once."""
+    outcomes: list[Outcome] = []
+    for number, position in enumerate(batch.positions, start=1):
+        prepared = run.preparer(position)
+        outcomes.append(run.engine.accumulate(lambda row=prepared: run.feedback.loss(row, batch.pass_index)))  # type: ignore[misc]
+        if number < len(batch.positions):
+            run.engine.close_sample()
+    return outcomes, run.engine.step(sum(outcome.loss for outcome in outcomes) / len(outcomes))
+
+
+def _step_values(report: StepReport, seconds_per_step: float) -> dict[str, float]:
+    """Return what is logged of an optimizer step beside the outcomes."""
+    values = {"grad_norm": report.gradient_norm, "learning_rate": report.learning_rate, "seconds_per_step": seconds_per_step}
+    if torch.cuda.is_available():
+        values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return values
+
+
+def _say(step: int, total: int, values: dict[str, float]) -> None:
+    """Log one line a step."""
+    names = ("reward", "loss", "kl", "grad_norm", "seconds_per_step")
+    text = " ".join(f"{name} {values[name]:.4g}" for name in names if math.isfinite(values[name]))
+    logger.info("step %d/%d %s", step, total, text)
+
+
+def _diverged(step: int, bad_steps: int, checkpoint: Checkpoint | None) -> RewardFLError:
+    """Return the error of a run whose losses are not numbers any more."""
+    kept = f" The last checkpoint is {checkpoint.uri}." if checkpoint else ""
+    return RewardFLError(
+        Reason.DIVERGED,
+        f"step {step}: the loss or its gradient was not finite {bad_steps} times in a row (training.max_bad_steps).{kept}",
+        "Lower training.learning_rate or reward_weight, raise kl_weight, or use dtype fp32.",
+        ExitCode.BAD_CONFIGURATION,
+    )
+
+
+def _upload_metrics(run: Run) -> None:
+    """Upload the metrics written so far."""
+    if run.process.is_main:
+        run.storage.upload_file(run.folder / METRICS_FILE, join(run.config.output, METRICS_FILE))
+        run.storage.upload_folder(run.folder / TENSORBOARD_FOLDER, join(run.config.output, TENSORBOARD_FOLDER))
+
+
+def _save_results(run: Run, config: TrainerConfig) -> Results | None:
+    """Write and upload the final weights, the configuration and the metrics; return where they are (on the main rank)."""
+    weights = run.saver.save_final(run.order.total_steps)
+    if not run.process.is_main:
+        return None
+    path = run.folder / CONFIG_KEY
+    path.write_text(config.dump(), encoding="utf-8")
+    run.storage.upload_file(path, join(run.config.output, CONFIG_KEY))
+    _upload_metrics(run)
+    samples = join(run.config.output, SAMPLES_FOLDER) if run.sample_positions else None
+    logger.info("trained weights: %s", ", ".join(weights))
+    return Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the configuration, set up the process and train."""
+    parser = argparse.ArgumentParser(prog="rewardfl_trainer.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=CONFIG_PATH, help="configuration file (YAML); default %(default)s")
+    config = configuration.load(parser.parse_args(arguments).config)
+    environment.prepare(config)
+    process = environment.join_process_group(config)
+    environment.prepare_logging(process.rank)
+    train(config, process)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
