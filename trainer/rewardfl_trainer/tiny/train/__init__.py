@@ -1,0 +1,1 @@
+"""Trains the tiny family, part by part, from seeds; run once by hand, never by the trainer."""
