@@ -119,7 +119,8 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         out.setdefault("maxLength", LONGEST_TEXT)
     if "properties" in node:
         out["properties"] = {name: _convert(child, definitions) for name, child in node["properties"].items()}
-        _default_of_object(out)
+        if not out.get("required") and "default" not in node:  # an optional field has the default null
+            out["default"] = {}  # so that the defaults of the fields inside apply
     if "items" in node:
         out["items"] = _convert(node["items"], definitions)
     return out
@@ -138,12 +139,6 @@ def _resolve(node: Schema, definitions: dict[str, Schema]) -> Schema:
             raise ValueError(f"{node.get('title')}: Kubernetes drops null before it fills in defaults; make None the default")
         return {**_resolve(options[0], definitions), **beside}
     return node
-
-
-def _default_of_object(schema: Schema) -> None:
-    """Give an object whose fields may all be left out an empty default, so that its fields' defaults apply."""
-    if not schema.get("required") and any("default" in child for child in schema["properties"].values()):
-        schema.setdefault("default", {})
 
 
 def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
