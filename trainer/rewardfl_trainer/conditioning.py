@@ -57,7 +57,8 @@ class Conditioner:
         ids, mask = self.models.tokenizer(prompt, return_mask=True, add_special_tokens=True)
         ids, mask = ids.to(self.device), mask.to(self.device)
         context_BLD: Tensor = self.models.text_encoder(ids, mask)
-        return (context_BLD * mask.gt(0).unsqueeze(-1)).to(self.dtype)
+        context_BLD = context_BLD * mask.gt(0).unsqueeze(-1)
+        return context_BLD.to(self.dtype)
 
     def image(self, video_3THW: Tensor) -> Tensor:
         """Return mask and encoded frames [1, 20, t, h, w]: the known frames, and mid-grey where nothing is known."""

@@ -99,7 +99,8 @@ class Engine:
         Args:
             function: returns the loss and what else is to be returned.
         """
-        loss, outcome = self.deepspeed(function)
+        result: tuple[Tensor, OutcomeT] = self.deepspeed(function)
+        loss, outcome = result
         # A loss that is not finite must spoil the gradients, so that the ranks agree to skip the step.
         self.deepspeed.backward(loss if bool(loss.isfinite()) else loss * math.nan)
         return outcome

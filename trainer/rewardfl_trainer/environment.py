@@ -6,6 +6,7 @@
 import logging
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +75,8 @@ def prepare_logging(rank: int) -> None:
     package.handlers = [handler]
     package.propagate = False
     package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    # DeepSpeed uses collectives by names that torch has replaced.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def threads_per_process() -> int:

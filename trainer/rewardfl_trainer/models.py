@@ -116,7 +116,7 @@ def _check_complete(
 ) -> None:
     """Every part of the family must be there, and no part twice."""
     needed = {"wan_video_dit": 1 if parameters.uses_single_dit else 2, "wan_video_text_encoder": 1, "wan_video_vae": 1}
-    titles = dict(zip(MODEL_NAMES, ("DiT", "text encoder", "VAE"), strict=True))
+    titles: dict[str, str] = dict(zip(MODEL_NAMES, ("DiT", "text encoder", "VAE"), strict=True))
     for name, count in needed.items():
         if len(found[name]) < count:
             reason = f"the timestep boundaries ask for {count}" if count > 1 else "there is none"

@@ -3,7 +3,8 @@
 Must not know what is trained or how it is spread over ranks.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,11 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rewardfl_api.training import TrainingParameters
 
-SCHEDULE_ARGUMENTS: dict[str, Callable[[TrainingParameters, int], dict[str, Any]]] = {
-    "cosine_with_min_lr": lambda _parameters, _steps: {"min_lr_rate": 0.1},
-    "warmup_stable_decay": lambda parameters, steps: {"num_decay_steps": max(1, (steps - parameters.warmup_steps) // 10)},
-}
-"""What transformers needs beyond warm-up and length: a floor of a tenth of the peak, a decay over the last tenth."""
+MIN_LEARNING_RATE_FRACTION = 0.1
+"""Floor of `cosine_with_min_lr`, as a part of the peak."""
+DECAY_FRACTION = 0.1
+"""Part of the steps after warm-up in which `warmup_stable_decay` decays."""
 
 
 class GuardedAdamW(AdamW):
@@ -72,8 +72,13 @@ def make_schedule(optimizer: Optimizer, parameters: TrainingParameters, total_st
     name = parameters.lr_scheduler_type
     if name == "constant" and parameters.warmup_steps > 0:
         name = "constant_with_warmup"
-    arguments = SCHEDULE_ARGUMENTS.get(name, lambda _parameters, _steps: {})(parameters, total_steps)
-    schedule: LRScheduler = get_scheduler(name, optimizer, parameters.warmup_steps, total_steps, arguments)
+    warmup = parameters.warmup_steps
+    arguments: dict[str, Any] = {}
+    if name == "cosine_with_min_lr":
+        arguments = {"min_lr_rate": MIN_LEARNING_RATE_FRACTION}
+    elif name == "warmup_stable_decay":
+        arguments = {"num_decay_steps": max(1, math.ceil((total_steps - warmup) * DECAY_FRACTION))}
+    schedule: LRScheduler = get_scheduler(name, optimizer, warmup, total_steps, arguments)
     return schedule
 
 

@@ -65,4 +65,5 @@ def _denormalise(vae: "WanVideoVAE", latents_BCthw: Tensor) -> Tensor:
     """Return latents * std + mean, computed in fp32 or wider."""
     wide = torch.promote_types(latents_BCthw.dtype, torch.float32)
     mean, std = (values.to(latents_BCthw.device, wide).view(1, -1, 1, 1, 1) for values in (vae.mean, vae.std))
-    return (latents_BCthw.to(wide) * std + mean).to(latents_BCthw.dtype)
+    denormalised_BCthw: Tensor = latents_BCthw.to(wide) * std + mean
+    return denormalised_BCthw.to(latents_BCthw.dtype)
