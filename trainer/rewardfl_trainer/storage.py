@@ -17,7 +17,7 @@ from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Source, parse_source
 from rewardfl_trainer.s3 import endpoint_of, make_client
-from rewardfl_trainer.storage_errors import status_of, storage_errors
+from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, status_of, storage_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -26,7 +26,6 @@ PART_BYTES = 16 * 2**20
 UPLOAD_THREADS = 4
 MARKER_NAME = ".rewardfl-write-test"
 MARKER_BODY = b"rewardfl checks that it may write here; this object is deleted at once\n"
-HTTP_FORBIDDEN = 403
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ class Storage:
             _check_folder(Path(folder), self.parameter)
             return
         with storage_errors(self.parameter, folder, endpoint_of(self.client)):
+            self._check_bucket(source.location)
             self.client.put_object(Bucket=source.location, Key=source.path, Body=MARKER_BODY)
             try:
                 self.client.delete_object(Bucket=source.location, Key=source.path)
@@ -101,6 +101,15 @@ class Storage:
         """
         files = sorted(path for path in local.rglob("*") if path.is_file() and not path.is_symlink())
         return [self.upload_file(path, join(uri, path.relative_to(local).as_posix())) for path in files]
+
+    def _check_bucket(self, bucket: str) -> None:
+        """Raise when the bucket is not there; some services would make it. A refusal to answer says nothing about that."""
+        try:
+            self.client.head_bucket(Bucket=bucket)
+        except botocore.exceptions.ClientError as error:
+            if status_of(error) == HTTP_NOT_FOUND:
+                error.response["Error"]["Code"] = "NoSuchBucket"  # the answer to HEAD has no body that says so
+                raise
 
     def _parse(self, uri: str) -> Source:
         """Parse a place to write to.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,8 +14,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import default_client_factory
 
 from rewardfl_api.errors import ExitCode, RewardFLError
+from rewardfl_trainer.s3 import Patience
 from rewardfl_trainer.staging.hub import HubRemote
 from rewardfl_trainer.staging.remote import Digest, RemoteFile
 from rewardfl_trainer.staging.sources import Request
@@ -32,6 +34,7 @@ class HuggingFaceRemote(HubRemote):
 
     def __init__(self) -> None:
         super().__init__(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, "HF_ENDPOINT")
+        set_client_factory(_client_with_timeouts)
         self._api = HfApi(endpoint=self.endpoint)
         self._commits: dict[tuple[str, str | None], str] = {}
 
@@ -81,3 +84,11 @@ def _file(request: Request, entry: RepoFile) -> RemoteFile:
     if entry.lfs is not None:
         return RemoteFile(request, entry.path, entry.lfs.size, entry.lfs.sha256, Digest("sha256", entry.lfs.sha256))
     return RemoteFile(request, entry.path, entry.size, entry.blob_id, Digest("git-sha1", entry.blob_id))
+
+
+def _client_with_timeouts() -> httpx2.Client:
+    """Return huggingface_hub's own client, which by itself waits for a silent server for ever."""
+    patience = Patience.from_environment()
+    client = default_client_factory()
+    client.timeout = httpx2.Timeout(patience.read_timeout_seconds, connect=patience.connect_timeout_seconds)
+    return client

@@ -1,0 +1,127 @@
+"""A proxy that stands before a real S3 server and does to its answers what networks and other people do.
+
+Requests go through unchanged, Host header included, so signatures stay valid. Rules see each exchange and may change it.
+"""
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+@dataclass
+class Exchange:
+    """One request and its answer. A rule may change status and body, or cut the answer off."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+    body: bytes = b""
+    cut_after: int | None = None
+    """Send only so many bytes of the body, though its length says more, and close the connection."""
+
+    @property
+    def is_content(self) -> bool:
+        """Whether this reads an object's content."""
+        return self.method == "GET" and len(unquote(urlsplit(self.path).path).strip("/").split("/")) > 1
+
+    @property
+    def key(self) -> str:
+        """The object's key."""
+        return unquote(urlsplit(self.path).path).strip("/").partition("/")[2]
+
+
+Rule = Callable[[Exchange], None]
+
+
+@dataclass
+class FaultProxy:
+    """Where it listens, what it saw, and its rules: `before` runs before a request is passed on, `after` on the answer."""
+
+    endpoint: str
+    before: list[Rule] = field(default_factory=list)
+    after: list[Rule] = field(default_factory=list)
+    seen: list[Exchange] = field(default_factory=list)
+
+    def contents(self) -> list[Exchange]:
+        """The reads of content so far."""
+        return [exchange for exchange in self.seen if exchange.is_content]
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
+    """Run a proxy before the server at the URL `upstream`."""
+    target = urlsplit(upstream)
+    proxy = FaultProxy("")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            exchange = Exchange(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+            proxy.seen.append(exchange)
+            for rule in list(proxy.before):
+                rule(exchange)
+            answer_headers = self.pass_on(exchange, body) if not exchange.status else []
+            for rule in list(proxy.after):
+                rule(exchange)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client need not read to the end
+                self.answer(exchange, answer_headers)
+
+        def pass_on(self, exchange: Exchange, body: bytes) -> list[tuple[str, str]]:
+            connection = http.client.HTTPConnection(str(target.hostname), target.port, timeout=30)
+            try:
+                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    connection.putheader(name, value)
+                connection.endheaders(body or None)
+                answer = connection.getresponse()
+                exchange.status, exchange.body = answer.status, answer.read()
+                length = answer.getheader("Content-Length")
+                kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_HEADERS]
+                return [*kept, ("Content-Length", length or "0")] if self.command == "HEAD" else kept
+            finally:
+                connection.close()
+
+        def answer(self, exchange: Exchange, headers: list[tuple[str, str]]) -> None:
+            self.send_response(exchange.status)
+            for name, value in headers:
+                self.send_header(name, value)
+            if self.command != "HEAD":
+                self.send_header("Content-Length", str(len(exchange.body)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if exchange.cut_after is None:
+                self.wfile.write(exchange.body)
+                return
+            self.wfile.write(exchange.body[: exchange.cut_after])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
+
+        def log_message(self, format: str, *args: object) -> None:
+            """The tests read `seen` instead."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
