@@ -11,8 +11,8 @@ from .settings import PodPolicy
 
 HOST_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC")
 CONTAINER_LISTS = ("initContainers", "containers", "ephemeralContainers")
-OWN_KEYS = ("subdomain", "hostname", "setHostnameAsFQDN", "activeDeadlineSeconds")
-"""Fields that the pods' finding each other, or the Job controller, depends upon."""
+OWN_KEYS = ("subdomain", "hostname", "setHostnameAsFQDN", "activeDeadlineSeconds", "serviceAccount")
+"""Fields that the pods' finding each other, or the Job controller, depends upon; the last is serviceAccountName's old name."""
 
 RESERVED_PREFIXES = ("rewardfl.io/", "batch.kubernetes.io/", "job-name", "controller-uid", "app.kubernetes.io/managed-by")
 """Labels that pods are found by."""
@@ -91,8 +91,6 @@ def violations(template: dict[str, Any], policy: PodPolicy, own_account: str) ->
     account = spec.get("serviceAccountName", own_account)
     if account != own_account and not {account, "*"} & set(policy.allowed_service_accounts):
         yield Violation("template.spec.serviceAccountName", str(account), "podPolicy.allowedServiceAccounts")
-    if "serviceAccount" in spec:
-        yield Violation("template.spec.serviceAccount", str(spec["serviceAccount"]), "serviceAccountName in its place")
 
 
 def _host_namespaces(spec: dict[str, Any]) -> Iterator[Violation]:

@@ -11,7 +11,7 @@ from rewardfl_api.trainer_config import CACHE_DIR, CONFIG_KEY, CONFIG_PATH, TERM
 
 from . import guard
 from .merge import merge
-from .names import COMPLETION_INDEX_LABEL, labels, service_account_name, service_name
+from .names import labels, service_account_name, service_name
 from .settings import OperatorSettings
 
 STAGE, TRAINER = "stage", "trainer"
@@ -140,7 +140,7 @@ def _common_environment(job: RewardFLJob) -> list[dict[str, Any]]:
 
 
 def _torchrun_environment(job: RewardFLJob, settings: OperatorSettings) -> list[dict[str, Any]]:
-    """torchrun's settings (each of its options is also a PET_ variable), and what the launcher needs to find pod 0."""
+    """torchrun's settings: each of its options is also a PET_ variable. The Job controller adds JOB_COMPLETION_INDEX."""
     configuration = {
         "join_timeout": settings.trainer.rendezvous_timeout_seconds,
         "last_call_timeout": 1,
@@ -157,8 +157,7 @@ def _torchrun_environment(job: RewardFLJob, settings: OperatorSettings) -> list[
         "PET_MAX_RESTARTS": "0",
         "PET_SHUTDOWN_TIMEOUT": str(DEFAULT_GRACE_PERIOD_SECONDS - SHUTDOWN_MARGIN_SECONDS),
     }
-    rank = {"fieldRef": {"fieldPath": f"metadata.labels['{COMPLETION_INDEX_LABEL}']"}}
-    return [{"name": key, "value": value} for key, value in variables.items()] + [{"name": "PET_NODE_RANK", "valueFrom": rank}]
+    return [{"name": key, "value": value} for key, value in variables.items()]
 
 
 def _volumes(job: RewardFLJob) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import TERMINATION_LOG
+from rewardfl_trainer import rendezvous
 from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, run_main
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         Terminated: this pod was asked to stop.
     """
     try:
-        run.main(sys.argv[1:])
+        rendezvous.join(os.environ, lambda: run.main(sys.argv[1:]))
     except SignalException as error:
         raise Terminated from error
     except ChildFailedError as error:
