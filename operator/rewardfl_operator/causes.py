@@ -59,12 +59,12 @@ class Cause:
 
 def of_pod(pod: Pod) -> Cause | None:
     """Return why `pod` failed; None when it did not."""
-    for container in (pod.stage, pod.trainer):
-        if container.exit_code not in (None, 0):
-            return _of_container(pod, container)
-    if pod.is_disrupted:
+    ended = next((container for container in (pod.stage, pod.trainer) if container.exit_code not in (None, 0)), None)
+    if pod.is_disrupted and (ended is None or ended.exit_code not in FINAL_EXIT_CODES):
         seen = pod.conditions["DisruptionTarget"]
         return Cause(Reason.DISRUPTED, f"pod {pod.name}: {seen.message or seen.reason}", time=seen.time or NEVER)
+    if ended is not None:
+        return _of_container(pod, ended)
     if pod.phase == "Failed":
         return Cause(Reason.TRAINER_FAILED, f"pod {pod.name}: {pod.reason or 'failed'}: {pod.message}"[:LONGEST_MESSAGE])
     return None
@@ -78,12 +78,14 @@ def first_failure(pods: tuple[Pod, ...]) -> Cause | None:
 
 
 def last_failure(pods: tuple[Pod, ...]) -> tuple[Cause, datetime] | None:
-    """Return the newest failure among all pods, and when that pod failed."""
-    ended = [(cause, failed_at(pod)) for pod in pods if pod.phase == "Failed" and (cause := of_pod(pod)) is not None]
-    if not ended:
+    """Return why the newest attempt that lost a pod did so, and when the last of its pods failed."""
+    newest = {pod.index: pod for pod in sorted(pods, key=lambda pod: pod.created) if pod.phase == "Failed"}
+    if not newest:
         return None
-    latest = max(time for _, time in ended)
-    return min((item for item in ended if item[1] == latest), key=lambda item: item[0].rank)
+    began = max(pod.created for pod in newest.values())
+    together = [pod for pod in newest.values() if failed_at(pod) >= began]
+    causes = [cause for cause in map(of_pod, together) if cause is not None]
+    return min(causes, key=lambda cause: cause.rank), max(failed_at(pod) for pod in together)
 
 
 def failed_at(pod: Pod) -> datetime:

@@ -50,6 +50,9 @@ def job(labels: dict[str, str] | None = None, **spec: Any) -> RewardFLJob:
     return RewardFLJob.parse(body(labels, **spec))
 
 
+QUEUE_LABELS = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}
+
+
 def condition(kind: str, status: str = "True", reason: str = "", message: str = "", seconds: float = 0) -> dict[str, Any]:
     return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": at(seconds)}
 

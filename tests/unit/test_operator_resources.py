@@ -7,10 +7,9 @@ import yaml
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_operator import resources
 from rewardfl_operator.settings import NetworkPolicySettings, OperatorSettings, TrainerSettings
-from tests.unit.operator_objects import UID, job
+from tests.unit.operator_objects import QUEUE_LABELS, UID, job
 
 SETTINGS = OperatorSettings()
-QUEUED = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}
 
 
 def by_kind(**spec: Any) -> dict[str, dict[str, Any]]:
@@ -126,10 +125,10 @@ def test_suspending_is_a_patch_of_the_live_job() -> None:
 
 
 def test_a_queued_job_is_made_suspended_and_never_fought_over() -> None:
-    queued = job(labels=QUEUED)
+    queued = job(labels=QUEUE_LABELS)
     manifest = resources.indexed_job(queued, SETTINGS)
 
-    assert manifest["metadata"]["labels"].items() >= QUEUED.items()
+    assert manifest["metadata"]["labels"].items() >= QUEUE_LABELS.items()
     assert manifest["spec"]["suspend"] is True
     assert resources.job_changes(queued, {"spec": {"suspend": False}}, recorded_as_finished=False) == {}
 

@@ -1,0 +1,298 @@
+"""The status is a function of what is seen."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from rewardfl_api.errors import Reason
+from rewardfl_api.progress import Progress
+from rewardfl_api.status import Condition, RewardFLJobStatus
+from rewardfl_operator import status
+from rewardfl_operator.observed import Children
+from tests.unit.operator_objects import (
+    QUEUE_LABELS,
+    START,
+    at,
+    children,
+    condition,
+    ended,
+    job,
+    kubernetes_job,
+    pod,
+    running,
+    training_pod,
+    waiting,
+)
+
+NEW = RewardFLJobStatus()
+NOW = START + timedelta(seconds=1000)
+
+
+def progress(seconds: float, **fields: Any) -> Progress:
+    return Progress.model_validate({"phase": "Training", "time": START + timedelta(seconds=seconds), **fields})
+
+
+def derive(seen: Children, report: Progress | None = None, previous: RewardFLJobStatus = NEW, **spec: Any) -> RewardFLJobStatus:
+    return status.derive(job(**spec), seen, report, previous, NOW)
+
+
+def find(found: RewardFLJobStatus, kind: str) -> Condition:
+    return next(item for item in found.conditions if item.type == kind)
+
+
+def message(reason: Reason, text: str, code: int, seconds: float, hint: str = "") -> str:
+    time = (START + timedelta(seconds=seconds)).timestamp()
+    return json.dumps({"reason": reason, "message": text, "hint": hint, "exitCode": code, "rank": 0, "time": time})
+
+
+def staging_pod(index: int) -> dict[str, Any]:
+    return pod(index, running("stage", 5), waiting("trainer"), phase="Pending")
+
+
+def test_a_job_without_children_is_pending() -> None:
+    found = derive(Children())
+
+    assert found.phase == "Pending"
+    assert find(found, "Accepted").status == "True"
+    assert find(found, "Running").reason == Reason.PODS_PENDING
+
+
+def test_phases_follow_the_containers_and_then_the_report() -> None:
+    created = pod(0, waiting("stage", "ContainerCreating"), waiting("trainer"), phase="Pending")
+    trains = children(training_pod(0, 50), training_pod(1, 60))
+
+    assert derive(children(created)).phase == "Pending"
+    assert derive(children(staging_pod(0), staging_pod(1))).phase == "Staging"
+    assert derive(children(training_pod(0, 50), staging_pod(1)), progress(55)).phase == "Staging"
+    assert derive(trains).phase == "Preparing"
+    assert derive(trains, progress(61)).phase == "Training"
+    assert derive(trains, progress(62, phase="Saving")).phase == "Saving"
+
+
+def test_training_shows_steps_reward_and_time_left() -> None:
+    report = progress(100, step=12, total_steps=40, eta_seconds=4335, metrics={"reward": 0.61234, "loss": 0.1})
+
+    found = derive(children(training_pod(0, 50), training_pod(1, 50)), report)
+
+    assert (found.progress, found.percent, found.eta, found.reward) == ("12/40", 30, "1h12m", "0.612")
+    assert found.metrics is not None
+    assert found.metrics.loss == 0.1
+    assert found.observed_generation == 3
+    assert find(found, "Running").status == "True"
+    assert find(found, "Staged").status == "True"
+
+
+def test_staging_shows_bytes_and_their_share() -> None:
+    report = progress(10, phase="Staging", staging={"bytes_done": 30, "bytes_total": 120, "bytes_per_second": 3})
+
+    found = derive(children(staging_pod(0), staging_pod(1)), report)
+
+    assert found.percent == 25
+    assert found.staging is not None
+    assert found.staging.bytes_done == 30
+
+
+def test_a_report_from_before_a_restart_is_no_sign_of_life() -> None:
+    before = derive(children(training_pod(0, 50), training_pod(1, 50)), progress(100, step=12, total_steps=40, eta_seconds=60))
+
+    after = derive(children(training_pod(0, 200, created=150), training_pod(1, 200, created=150)), progress(100), before)
+
+    assert (before.phase, before.eta) == ("Training", "1m")
+    assert (after.phase, after.progress, after.eta) == ("Preparing", "12/40", None)
+
+
+def test_success_keeps_the_last_report_and_says_when() -> None:
+    done = kubernetes_job(condition("Complete"), succeeded=2, completionTime=at(500))
+    report = progress(499, phase="Saving", step=40, total_steps=40, results={"lora": "s3://results/face/lora.safetensors"})
+
+    found = derive(children(live=done), report)
+
+    assert (found.phase, found.percent, found.progress) == ("Succeeded", 100, "40/40")
+    assert found.results is not None
+    assert found.results.lora == "s3://results/face/lora.safetensors"
+    assert found.completion_time == START + timedelta(seconds=500)
+    assert find(found, "Succeeded").status == "True"
+    assert find(found, "Failed").status == "False"
+
+
+def test_a_finished_job_stays_as_it_is_when_its_pods_and_job_are_gone() -> None:
+    finished = derive(children(live=kubernetes_job(condition("Complete"), succeeded=2, completionTime=at(500))))
+
+    assert derive(Children(), None, finished) == finished
+
+
+def test_failure_names_what_failed_first_and_the_remedy() -> None:
+    first = message(Reason.NO_FACE_IN_FIRST_FRAME, "row 3: no face.", 65, 100, "Replace the video.")
+    later = message(Reason.TERMINATED, "stopped by SIGTERM", 143, 90)
+    failed = kubernetes_job(condition("Failed", reason="PodFailurePolicy", seconds=120), failed=2)
+    pods = [
+        pod(0, ended("stage", 0, 0, 50), ended("trainer", 143, 50, 102, later), phase="Failed"),
+        pod(1, ended("stage", 0, 0, 50), ended("trainer", 65, 50, 101, first), phase="Failed"),
+    ]
+
+    found = derive(children(*pods, live=failed))
+
+    assert found.phase == "Failed"
+    assert find(found, "Failed").reason == Reason.NO_FACE_IN_FIRST_FRAME
+    assert find(found, "Failed").message == "row 3: no face. Replace the video."
+    assert found.restarts == 0
+
+
+def test_a_decided_failure_is_shown_before_the_last_pod_has_gone() -> None:
+    deciding = kubernetes_job(condition("FailureTarget", reason="PodFailurePolicy"))
+    pods = [pod(0, ended("stage", 66, 0, 5, message(Reason.BUCKET_NOT_FOUND, "no bucket", 66, 5)), phase="Failed")]
+
+    assert derive(children(*pods, live=deciding)).phase == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("container", "reason", "text"),
+    [
+        (ended("trainer", 137, 1, 9, reason="OOMKilled"), Reason.OUT_OF_MEMORY, "more memory than its limit"),
+        (ended("trainer", 137, 1, 9), Reason.TRAINER_FAILED, "exit code 137 (killed by SIGKILL)"),
+        (ended("trainer", 1, 1, 9), Reason.TRAINER_FAILED, "kubectl logs face-0-0 -c trainer"),
+        (ended("trainer", 65, 1, 9), Reason.BAD_DATASET, "exit code 65"),
+        (ended("trainer", 128, 1, 9, "no such file", "StartError"), Reason.BAD_USAGE, "could not be started: no such file"),
+        (ended("trainer", 1, 1, 9, '{"reason": "Nonsense"}'), Reason.TRAINER_FAILED, "exit code 1"),
+    ],
+)
+def test_without_a_message_the_exit_code_tells(container: dict[str, Any], reason: Reason, text: str) -> None:
+    failed = kubernetes_job(condition("Failed", reason="MaxFailedIndexesExceeded"))
+
+    found = derive(children(pod(0, ended("stage", 0, 0, 1), container, phase="Failed"), live=failed))
+
+    assert find(found, "Failed").reason == reason
+    assert text in find(found, "Failed").message
+
+
+def test_the_deadline_is_named_whatever_the_pods_say() -> None:
+    failed = kubernetes_job(condition("Failed", reason="DeadlineExceeded"))
+    pods = [pod(0, ended("stage", 0, 0, 1), ended("trainer", 143, 1, 9), phase="Failed")]
+
+    assert find(derive(children(*pods, live=failed)), "Failed").reason == Reason.DEADLINE_EXCEEDED
+
+
+def test_a_failure_that_is_tried_again_is_a_restart_with_its_cause() -> None:
+    lost = message(Reason.STORAGE_UNAVAILABLE, "the storage did not answer.", 69, 100)
+    old = pod(0, ended("stage", 69, 1, 100, lost), waiting("trainer"), phase="Failed")
+    new = pod(0, running("stage", 115), waiting("trainer"), phase="Pending", created=110)
+
+    found = derive(children(old, new, staging_pod(1), live=kubernetes_job(failed=1, active=2)))
+
+    assert found.phase == "Staging"
+    assert find(found, "Running").status == "False"
+    assert find(found, "Running").reason == Reason.RESTARTING
+    assert "StorageUnavailable: the storage did not answer." in find(found, "Running").message
+    assert not [item for item in found.conditions if item.type == "Failed"]
+    assert found.restarts == 1
+
+
+def test_a_restart_is_over_once_the_gang_trains_again() -> None:
+    old = pod(0, ended("stage", 0, 1, 10), ended("trainer", 1, 10, 100), phase="Failed")
+    again = [training_pod(0, 130, created=110), training_pod(1, 130, created=110)]
+
+    found = derive(children(old, *again), progress(140, step=1, total_steps=9))
+
+    assert (found.phase, find(found, "Running").status, found.restarts) == ("Training", "True", 1)
+
+
+def test_a_gang_that_fails_together_is_restarted_once() -> None:
+    failures = [pod(index, ended("trainer", 1, 10, 100), phase="Failed") for index in range(2)]
+
+    assert derive(children(*failures, live=kubernetes_job(failed=2))).restarts == 1
+
+
+def test_a_disruption_is_no_restart_of_the_jobs_own_making() -> None:
+    taken = condition("DisruptionTarget", reason="PreemptionByScheduler", message="preempted by urgent", seconds=100)
+    old = pod(0, ended("trainer", 143, 10, 101), phase="Failed", conditions=(taken,))
+    new = pod(0, running("stage", 115), waiting("trainer"), phase="Pending", created=110)
+
+    found = derive(children(old, new, staging_pod(1)))
+
+    assert find(found, "Running").reason == Reason.DISRUPTED
+    assert found.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (pod(0, waiting("stage", "ImagePullBackOff", "Back-off pulling image"), phase="Pending"), Reason.IMAGE_PULL_FAILED),
+        (pod(0, waiting("stage", "CreateContainerConfigError", 'secret "s3" not found'), phase="Pending"), Reason.SECRET_MISSING),
+        (
+            pod(0, waiting("stage", "CreateContainerConfigError", "couldn't find key AWS_X in Secret team/s3"), phase="Pending"),
+            Reason.SECRET_MISSING,
+        ),
+        (
+            pod(0, phase="Pending", conditions=(condition("PodScheduled", "False", "Unschedulable", "0/3 nodes: no GPU"),)),
+            Reason.UNSCHEDULABLE,
+        ),
+        (
+            pod(
+                0,
+                phase="Pending",
+                conditions=(condition("PodScheduled", "False", "Unschedulable", 'persistentvolumeclaim "m" not found'),),
+            ),
+            Reason.VOLUME_MISSING,
+        ),
+    ],
+)
+def test_what_keeps_pods_from_starting_is_said_with_its_remedy(trouble: dict[str, Any], reason: Reason) -> None:
+    found = derive(children(trouble, staging_pod(1)))
+
+    assert found.phase == "Pending"
+    assert find(found, "Running").reason == reason
+    assert find(found, "Running").message.startswith("pod face-0-0: ")
+
+
+def test_trouble_heals_by_itself() -> None:
+    sick = derive(children(pod(0, waiting("stage", "ImagePullBackOff", "x"), phase="Pending"), staging_pod(1)))
+
+    assert derive(children(staging_pod(0), staging_pod(1)), None, sick).phase == "Staging"
+
+
+def test_suspended_and_queued_are_told_apart() -> None:
+    held = children(live=kubernetes_job(suspend=True))
+
+    suspended = derive(held, runPolicy={"suspend": True})
+    queued = derive(held, labels=QUEUE_LABELS)
+
+    assert (suspended.phase, find(suspended, "Suspended").status) == ("Suspended", "True")
+    assert (queued.phase, find(queued, "Suspended").reason) == ("Queued", Reason.QUEUED)
+    assert "gpus" in find(queued, "Suspended").message
+
+
+def test_a_refused_spec_fails_until_it_is_edited() -> None:
+    refused = status.refused(4, Reason.INVALID_SPEC, "nodes=0: must be at least 1", NEW, NOW)
+
+    healed = derive(Children(), None, refused)
+
+    assert (refused.phase, find(refused, "Accepted").status, find(refused, "Failed").status) == ("Failed", "False", "True")
+    assert not status.is_final(refused)
+    assert (healed.phase, find(healed, "Accepted").status) == ("Pending", "True")
+
+
+def test_transition_times_change_only_with_the_status() -> None:
+    first = derive(children(staging_pod(0), staging_pod(1)))
+    later = status.derive(job(), children(training_pod(0, 9), training_pod(1, 9)), None, first, NOW + timedelta(seconds=60))
+
+    assert find(later, "Accepted").last_transition_time == find(first, "Accepted").last_transition_time
+    assert find(later, "Staged").last_transition_time == NOW + timedelta(seconds=60)
+
+
+def test_the_same_observation_gives_the_same_status() -> None:
+    seen = children(training_pod(0, 50), training_pod(1, 50))
+    once = derive(seen, progress(100, step=1, total_steps=2))
+
+    again = status.derive(job(), seen, progress(100, step=1, total_steps=2), once, NOW + timedelta(hours=1))
+
+    assert again == once
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (45, "45s"), (750, "12m30s"), (3600, "1h"), (4335, "1h12m"), (183_600, "2d3h"), (86_400, "1d"), (3630, "1h")],
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert status.duration(seconds) == text
