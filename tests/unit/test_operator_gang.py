@@ -1,7 +1,7 @@
 """What happens to one pod of a gang happens to all of it."""
 
 from rewardfl_operator.gang import BROKEN_GANG_GRACE_SECONDS, Eviction, evictions
-from tests.unit.operator_objects import at, children, condition, ended, kubernetes_job, pod, training_pod, waiting
+from tests.unit.operator_objects import at, children, condition, ended, kubernetes_job, pod, running, training_pod, waiting
 
 TAKEN = condition("DisruptionTarget", reason="EvictionByEvictionAPI", seconds=100)
 FAILED = pod(1, ended("stage", 0, 0, 10), ended("trainer", 1, 10, 100), phase="Failed")
@@ -16,9 +16,7 @@ def test_survivors_of_a_dead_rank_are_evicted_quickly() -> None:
 
 
 def test_when_one_pod_is_taken_away_all_get_the_time_to_save() -> None:
-    leaving = pod(
-        1, ended("stage", 0, 0, 10), *training_pod(1, 10)["status"]["containerStatuses"], deleting=True, conditions=(TAKEN,)
-    )
+    leaving = pod(1, ended("stage", 0, 0, 10), running("trainer", 10), deleting=True, conditions=(TAKEN,))
 
     assert evictions(children(training_pod(0, 10), leaving)) == (Eviction("face-0-0", None),)
 

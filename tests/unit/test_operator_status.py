@@ -204,6 +204,17 @@ def test_a_gang_that_fails_together_is_restarted_once() -> None:
     assert derive(children(*failures, live=kubernetes_job(failed=2))).restarts == 1
 
 
+def test_a_survivor_that_was_evicted_does_not_hide_why_its_peer_died() -> None:
+    evicted = condition("DisruptionTarget", reason="EvictionByEvictionAPI", message="Eviction API: evicting", seconds=101)
+    culprit = pod(1, ended("stage", 0, 0, 10), ended("trainer", 137, 10, 100, reason="OOMKilled"), phase="Failed")
+    survivor = pod(0, ended("stage", 0, 0, 10), ended("trainer", 143, 10, 130), phase="Failed", conditions=(evicted,))
+
+    found = derive(children(culprit, survivor, live=kubernetes_job(failed=1)))
+
+    assert find(found, "Running").reason == Reason.RESTARTING
+    assert "OutOfMemory" in find(found, "Running").message
+
+
 def test_a_disruption_is_no_restart_of_the_jobs_own_making() -> None:
     taken = condition("DisruptionTarget", reason="PreemptionByScheduler", message="preempted by urgent", seconds=100)
     old = pod(0, ended("trainer", 143, 10, 101), phase="Failed", conditions=(taken,))
