@@ -1,6 +1,7 @@
 """Reads the trainer's configuration file and says what is wrong with it, one line a field. Interprets none of its values."""
 
 import os
+import re
 
 import yaml
 from pydantic import ValidationError
@@ -11,6 +12,8 @@ from rewardfl_api.trainer_config import TrainerConfig
 
 MAX_ERRORS_SHOWN = 10
 MAX_VALUE_CHARACTERS = 80
+_NAMED_FIELD = re.compile(r"^([a-z][a-z0-9_]*)=")
+"""The models' own checks begin with the field that is wrong."""
 
 
 def load(path: str | os.PathLike[str]) -> TrainerConfig:
@@ -41,9 +44,12 @@ def _bad_configuration(message: str) -> RewardFLError:
 
 def _line(item: ErrorDetails) -> str:
     """Return one of pydantic's errors as `training.num_frames=80: must be ...`."""
-    field = ".".join(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
+    location = [str(part) for part in item["loc"]]
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and (named := _NAMED_FIELD.match(message)):
+        above = location[:-1] if location and location[-1] == named[1] else location
+        return ".".join([*above, message])
+    field = ".".join(location)
     if item["type"] == "value_error" or isinstance(item["input"], dict | list):
         return f"{field}: {message}" if field else message
-    value = repr(item["input"])[:MAX_VALUE_CHARACTERS]
-    return f"{field}={value}: {message}"
+    return f"{field}={str(item['input'])[:MAX_VALUE_CHARACTERS]}: {message}"

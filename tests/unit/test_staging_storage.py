@@ -1,0 +1,161 @@
+"""Results written to a local folder, and the small parts of staging that need no server."""
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.spec import Storage as StorageSpec
+from rewardfl_trainer.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, Patience, make_client
+from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.meter import Meter
+from rewardfl_trainer.staging.plan import _glob_pattern
+from rewardfl_trainer.storage import Storage, join
+
+PLACE = ("s3", "endpoint", "bucket", "a", "b.bin")
+
+
+def put(cache: Cache, content: bytes, version: str = "v1") -> Path:
+    with cache.lock(PLACE, lambda: None), cache.part(PLACE, len(content)) as part:
+        os.pwrite(part, content, 0)
+    return cache.commit(PLACE, version, len(content))
+
+
+def test_a_file_is_copied_whole_to_a_local_output(tmp_path: Path) -> None:
+    storage, local = Storage(StorageSpec()), tmp_path / "lora.safetensors"
+    local.write_bytes(b"new")
+    target = tmp_path / "out/checkpoints/lora.safetensors"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"old")
+
+    storage.upload_file(local, str(target))
+
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in target.parent.iterdir()] == ["lora.safetensors"]
+
+
+def test_a_folder_is_copied_with_its_structure(tmp_path: Path) -> None:
+    (tmp_path / "in/samples/after").mkdir(parents=True)
+    (tmp_path / "in/metrics.jsonl").write_text("{}")
+    (tmp_path / "in/samples/after/0.mp4").write_bytes(b"video")
+    (tmp_path / "in/link").symlink_to("/etc/passwd")
+
+    uris = Storage(StorageSpec()).upload_folder(tmp_path / "in", f"{tmp_path}/out/")
+
+    assert uris == [f"{tmp_path}/out/metrics.jsonl", f"{tmp_path}/out/samples/after/0.mp4"]
+    assert (tmp_path / "out/samples/after/0.mp4").read_bytes() == b"video"
+
+
+def test_a_local_output_is_checked_and_left_as_it_was(tmp_path: Path) -> None:
+    Storage(StorageSpec()).check_writable(f"{tmp_path}/out/")
+    assert list((tmp_path / "out").iterdir()) == []
+
+    (tmp_path / "file").touch()
+    with pytest.raises(RewardFLError, match="output=") as caught:
+        Storage(StorageSpec()).check_writable(f"{tmp_path}/file/out")
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.IO_FAILED, ExitCode.IO_ERROR)
+
+
+@pytest.mark.parametrize("output", ["hf://org/name:x", "s3://Bad_Bucket/x"])
+def test_results_cannot_be_written_anywhere_else(output: str) -> None:
+    with pytest.raises(RewardFLError, match="output=") as caught:
+        Storage(StorageSpec()).check_writable(output)
+
+    assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
+
+
+def test_names_are_joined_with_one_slash() -> None:
+    assert join("s3://b/x/", "y") == join("s3://b/x", "y") == "s3://b/x/y"
+
+
+@pytest.mark.parametrize(("variable", "value"), [(ATTEMPTS_VARIABLE, "0"), (ATTEMPTS_VARIABLE, "many"), (TIMEOUT_VARIABLE, "-1")])
+def test_a_bad_bound_of_the_retries_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(RewardFLError, match=f"{variable}={value}"):
+        Patience.from_environment()
+
+
+def test_by_default_a_dead_endpoint_is_given_up_within_two_minutes() -> None:
+    patience = Patience()
+
+    assert patience.attempts * max(patience.connect_timeout_seconds, patience.read_timeout_seconds) < 120
+
+
+def test_aws_itself_is_the_default_endpoint_and_its_checksums_are_used() -> None:
+    client = make_client(StorageSpec(region="eu-central-1"))
+
+    assert client.meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
+    assert client.meta.config.request_checksum_calculation == "when_supported"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        ("a/*.pth", "a/x.pth", "a/b/x.pth"),
+        ("a/*/x.pth", "a/b/x.pth", "a/b/c/x.pth"),
+        ("a/x-?-[0-9].pth", "a/x-q-7.pth", "a/x-q-a.pth"),
+        ("a/[!b].pth", "a/c.pth", "a/b.pth"),
+        ("a+b/(x)*", "a+b/(x)1", "aab/(x)1"),
+    ],
+)
+def test_patterns_match_as_in_a_shell(pattern: str, matching: str, other: str) -> None:
+    assert _glob_pattern(pattern).fullmatch(matching)
+    assert not _glob_pattern(pattern).fullmatch(other)
+
+
+def test_the_cache_knows_what_it_holds_and_what_was_changed_since(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert not cache.is_current(PLACE, "v1", 7)
+
+    path = put(cache, b"content")
+
+    assert path.read_bytes() == b"content"
+    assert cache.is_current(PLACE, "v1", 7)
+    assert not cache.is_current(PLACE, "v2", 7)
+    os.utime(path, ns=(1, 1))
+    assert not cache.is_current(PLACE, "v1", 7)
+
+
+def test_a_folder_takes_the_place_of_a_file_that_an_earlier_start_left(tmp_path: Path) -> None:
+    (tmp_path / "s3/endpoint/bucket").mkdir(parents=True)
+    (tmp_path / "s3/endpoint/bucket/a").write_text("was an object once")
+
+    assert put(Cache(tmp_path), b"content").read_bytes() == b"content"
+
+
+def test_the_lock_of_a_place_is_waited_for_and_the_wait_can_be_given_up(tmp_path: Path) -> None:
+    cache, entered = Cache(tmp_path), threading.Event()
+
+    def give_up() -> None:
+        entered.set()
+        raise TimeoutError
+
+    with cache.lock(PLACE, lambda: None):
+        with pytest.raises(TimeoutError), cache.lock(PLACE, give_up):
+            pytest.fail("two hold the lock")
+        assert entered.is_set()
+    with cache.lock(PLACE, give_up):
+        (lock,) = (tmp_path / ".rewardfl/locks").iterdir()
+        with lock.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_rate_is_that_of_the_last_seconds_and_leaves_out_what_was_there() -> None:
+    now = [0.0]
+    meter = Meter(1000, clock=lambda: now[0])
+    meter.add_present(400)
+    now[0] = 2.0
+    meter.add(100)
+    assert (meter.snapshot().bytes_done, meter.snapshot().bytes_per_second) == (500, 50.0)
+
+    for second in range(3, 40):
+        now[0] = float(second)
+        meter.snapshot()
+    assert meter.snapshot().bytes_per_second == 0.0
+    meter.add(-100)
+    assert meter.snapshot().bytes_done == 400
+    assert "staged 0.0 of 0.0 MB" in meter.line()
