@@ -112,6 +112,16 @@ def test_suppression_agrees_with_the_greedy_recipe() -> None:
         np.testing.assert_allclose(found_scores[index].item(), best[4])
 
 
+@pytest.mark.parametrize(("height", "chosen"), [(26.0, 10.0), (27.0, 27.0)])
+def test_suppression_counts_the_last_pixel_of_a_box(height: float, chosen: float) -> None:
+    """11x11 pixels in 11x27 overlap by 0.407, in 11x28 by 0.393; without the last pixel both would be below 0.4."""
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, height]]])
+
+    found_boxes, *_ = largest_faces(torch.tensor([[0.9, 0.8]]), boxes, torch.zeros(1, 2, 5, 2))
+
+    assert found_boxes[0, 3].item() == chosen
+
+
 def test_letterbox_pads_with_black_to_the_right_and_below() -> None:
     white = torch.ones(1, 3, 48, 96)
 
