@@ -14,6 +14,9 @@ from .paths import find_program, program
 from .report import ClusterError, run, wait_until
 
 BRIDGE = "rfl0"
+# Fixed, because a bridge otherwise takes the lowest of its ports' addresses: it would change with every pod, and the
+# machine would send to the one that it remembers.
+BRIDGE_MAC = "02:72:66:6c:00:01"
 SERVICES = IPv4Network("10.96.0.0/16")
 KUBERNETES_SERVICE = SERVICES[1]
 _NETWORK_VARIABLE = "REWARDFL_CLUSTER_NETWORK"

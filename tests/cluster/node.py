@@ -30,7 +30,8 @@ _SOCKET = "/run/containerd/containerd.sock"
 _READY_SECONDS = 60
 
 # Runs inside the namespaces. /run and /var/log become the node's own folders; /var/lib stays readable but is written
-# to memory, because kubelet and CNI keep a few files at fixed places below it.
+# to memory, because kubelet and CNI keep a few files at fixed places below it. Services need a route, so that the API
+# server's own calls get as far as kube-proxy's rules; there is none to the outside, so that a pod's call there fails at once.
 _PREPARE = """
 mount --make-rshared /
 mount --bind "$0/run" /run
@@ -39,10 +40,10 @@ mount -t tmpfs -o size=64m tmpfs "$0/lib"
 mkdir "$0/lib/upper" "$0/lib/work"
 mount -t overlay -o "lowerdir=/var/lib,upperdir=$0/lib/upper,workdir=$0/lib/work" overlay /var/lib
 ip link set lo up
-ip link add "$1" type bridge
+ip link add "$1" address "$4" type bridge
 ip address add "$2/24" dev "$1"
 ip link set "$1" up
-ip route add default via "$3"
+ip route add "$3" dev "$1"
 """
 
 
@@ -57,6 +58,7 @@ class Node:
 
     def create(self, *, lifeline: bool) -> None:
         """Make the cgroup, the namespaces and the network; with `lifeline` all of it ends when this process does."""
+        self._slot.claim_node()
         cgroups.create(self._slot.index)
         for name in ("run", "log", "lib"):
             (self._folder / name).mkdir()
@@ -65,7 +67,7 @@ class Node:
         self._slot.processes.spawn("node", [program("unshare"), *namespaces, *init], lifeline=lifeline)
         pid = self._init_pid()
         self.enter = (program("nsenter"), f"--target={pid}", "--mount", "--net", "--pid", "--")
-        arguments = [str(self._folder), network.BRIDGE, str(self.addresses.node), str(self.addresses.machine)]
+        arguments = [str(self._folder), network.BRIDGE, str(self.addresses.node), str(network.SERVICES), network.BRIDGE_MAC]
         run([*self.enter, program("sh"), "-e", "-c", _PREPARE, *arguments])
         network.join(self._slot.index, pid)
         run([*self.enter, program("ip"), "link", "set", "uplink", "master", network.BRIDGE, "up"])

@@ -114,6 +114,12 @@ class Processes:
         log = self._logs / f"{name}.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]) if log.is_file() else "(no log)"
 
+    def abandon(self) -> None:
+        """Let the programs outlive this process; `stop` still finds them by their pid files."""
+        for started in self._own:
+            started.returncode = 0  # nobody here will collect it, and Popen need not warn of that
+        self._own.clear()
+
     def stop(self) -> None:
         """Kill every program of this folder and wait until all are gone; their data is thrown away, so none is asked first."""
         stats = [stat for name in self.names() if (stat := self.stat(name)) is not None and stat.is_running]

@@ -21,6 +21,7 @@ from .report import ClusterError, say
 SLOT_COUNT = 256
 _DETACHED = "detached"
 _CLAIMED = "claimed"
+_NODE = "node"
 
 
 class Slot:
@@ -76,9 +77,14 @@ class Slot:
         with (self.folder / _CLAIMED).open("a") as claimed:
             claimed.writelines(f"{path}\n" for path in paths)
 
+    def claim_node(self) -> None:
+        """Say, before they are made, that the cgroup and the interface of the slot's number belong to it and go with it."""
+        (self.folder / _NODE).touch()
+
     def detach(self) -> None:
         """Leave everything in the slot running and give up its lock."""
         (self.folder / _DETACHED).touch()
+        self.processes.abandon()
         self.release()
 
     def release(self) -> None:
@@ -88,8 +94,9 @@ class Slot:
     def clear(self) -> None:
         """Stop everything that was started in the slot and remove every trace of it, then give up the lock."""
         self.processes.stop()
-        cgroups.remove(self.index)
-        network.remove(self.index)
+        if (self.folder / _NODE).exists():
+            cgroups.remove(self.index)
+            network.remove(self.index)
         self._remove_claimed()
         _remove_tree(self.folder)
         _lock_path(self.index).unlink(missing_ok=True)
