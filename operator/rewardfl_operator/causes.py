@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from rewardfl_api.errors import FINAL_EXIT_CODES, ExitCode, Reason, TerminationMessage
 from rewardfl_api.reasons import EXPLANATIONS
 
-from .observed import Container, JobSeen, Pod, Seen
+from .observed import Container, Pod, Seen
 
 SIGKILL_EXIT_CODE = 137
 LONGEST_MESSAGE = 2048
@@ -152,11 +152,10 @@ def _waiting(pod: Pod) -> Cause | None:
     return None
 
 
-def restarts(job: JobSeen, pods: tuple[Pod, ...]) -> int:
-    """Return how often the gang was started again after a failure: as often as its most failing member was."""
-    failures: dict[int, int] = {}
-    for pod in pods:
-        if pod.phase == "Failed" and not pod.is_disrupted:
-            failures[pod.index] = failures.get(pod.index, 0) + 1
-    last_was_final = 1 if job.failure is not None else 0
-    return max(max(failures.values(), default=0) - last_was_final, 0)
+def restarts(pods: tuple[Pod, ...]) -> int:
+    """Return how often the gang was started again after a failure: as often as its most failing member was replaced."""
+    by_index: dict[int, list[Pod]] = {}
+    for pod in sorted(pods, key=lambda pod: pod.created):
+        by_index.setdefault(pod.index, []).append(pod)
+    replaced = (sum(pod.phase == "Failed" and not pod.is_disrupted for pod in group[:-1]) for group in by_index.values())
+    return max(replaced, default=0)

@@ -69,7 +69,7 @@ def derive(
             "start_time": (children.job and children.job.started) or previous.start_time,
             "completion_time": _completion_time(children, now) if situation.phase in FINISHED_PHASES else None,
             "workers": _workers(children),
-            "restarts": max(previous.restarts, causes.restarts(children.job, children.pods) if children.job else 0),
+            "restarts": max(previous.restarts, causes.restarts(children.pods)),
         }
     )
     return _with_progress(status, progress if situation.phase in FINISHED_PHASES else fresh)

@@ -200,8 +200,10 @@ def test_a_restart_is_over_once_the_gang_trains_again() -> None:
 
 def test_a_gang_that_fails_together_is_restarted_once() -> None:
     failures = [pod(index, ended("trainer", 1, 10, 100), phase="Failed") for index in range(2)]
+    again = [training_pod(index, 130, created=110) for index in range(2)]
 
-    assert derive(children(*failures, live=kubernetes_job(failed=2))).restarts == 1
+    assert derive(children(*failures)).restarts == 0
+    assert derive(children(*failures, *again, live=kubernetes_job(failed=2))).restarts == 1
 
 
 def test_a_survivor_that_was_evicted_does_not_hide_why_its_peer_died() -> None:
