@@ -106,6 +106,10 @@ class HubRemote(ABC):
         """Whether a wrong checksum is wrong for certain: hubs know their files' checksums."""
         return file.digest is not None
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
     def unavailable(self, request: Request, why: object) -> RewardFLError:
         """Return the error for a hub that cannot be used from here."""
         text = type(why).__name__ if isinstance(why, Exception) else str(why)

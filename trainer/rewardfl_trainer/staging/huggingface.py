@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url, set_client_factory
+from huggingface_hub import HfApi, close_session, constants, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -65,6 +65,11 @@ class HuggingFaceRemote(HubRemote):
     def headers(self) -> Mapping[str, str]:
         """Return huggingface_hub's own headers, with the token where there is one."""
         return build_hf_headers()
+
+    def close(self) -> None:
+        """Close the connections, huggingface_hub's own included."""
+        close_session()
+        super().close()
 
     def _translate(self, request: Request, error: Exception) -> RewardFLError:
         if isinstance(error, GatedRepoError):

@@ -16,7 +16,7 @@ from rewardfl_trainer.s3 import Patience
 from rewardfl_trainer.staging.hub import HubRemote
 from rewardfl_trainer.staging.remote import Digest, RemoteFile
 from rewardfl_trainer.staging.sources import Request
-from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, HTTP_SERVER_ERROR, HTTP_UNAUTHORIZED
+from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, HTTP_UNAUTHORIZED
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
 DEFAULT_REVISION = "master"
@@ -78,14 +78,14 @@ class ModelScopeRemote(HubRemote):
     def _get_once(self, request: Request, url: str) -> dict[str, Any]:
         try:
             answer = self.client.get(url, headers=self.headers())
-            content = answer.json() if answer.status_code < HTTP_SERVER_ERROR else None
+            if answer.status_code in (HTTP_UNAUTHORIZED, HTTP_FORBIDDEN):
+                raise self.denied(request, TOKEN_VARIABLE)
+            if answer.status_code == HTTP_NOT_FOUND:
+                raise self.missing(request, "there is no such repository or revision")
+            content = answer.json() if answer.is_success else None
         except (httpx2.HTTPError, ValueError) as error:
             raise self.unavailable(request, error) from error
-        if answer.status_code in (HTTP_UNAUTHORIZED, HTTP_FORBIDDEN):
-            raise self.denied(request, TOKEN_VARIABLE)
-        if answer.status_code == HTTP_NOT_FOUND:
-            raise self.missing(request, "there is no such repository or revision")
-        if not answer.is_success or not isinstance(content, dict):
+        if not isinstance(content, dict):
             raise self.unavailable(request, f"HTTP {answer.status_code}")
         return content
 

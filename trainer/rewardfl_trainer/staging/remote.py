@@ -85,3 +85,7 @@ class Remote(Protocol):
     def is_binding(self, file: RemoteFile) -> bool:
         """Whether content that does not match `file.digest` is wrong for certain. Asked only when it does not match."""
         ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...

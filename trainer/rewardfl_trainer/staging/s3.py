@@ -109,6 +109,10 @@ class S3Remote:
             found = self._client.head_object(Bucket=file.request.source.location, Key=file.key)
         return not (found.get("ServerSideEncryption") or found.get("SSECustomerAlgorithm"))
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def _check_bucket(self, request: Request) -> None:
         """Raise when the bucket is not there. A refusal says nothing about that, so it passes."""
         try:

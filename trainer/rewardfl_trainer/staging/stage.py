@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rewardfl_api.trainer_config import TrainerConfig
@@ -43,9 +43,9 @@ def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, 
         RewardFLError: whatever is wrong, naming parameter, value and remedy.
     """
     reporter = reporter or pod_reporter(config)
-    with reporter:
+    with reporter, closing(Remotes(config)) as remotes:
         reporter.update(phase="Staging", message="looking at what has to be staged")
-        cache, remotes = Cache(Path(config.cache_dir)), Remotes(config)
+        cache = Cache(Path(config.cache_dir))
         listing = Plan(cache)
         listed = model_list_request(config)
         text = None
@@ -83,6 +83,11 @@ class Remotes:
             self._made[scheme] = self._make(scheme, request)
         return self._made[scheme]
 
+    def close(self) -> None:
+        """Close all connections."""
+        for remote in self._made.values():
+            remote.close()
+
     def _make(self, scheme: Scheme, request: Request) -> Remote:
         # the hub clients take half a second to import, and most jobs need none
         if scheme == "hf":
@@ -106,6 +111,8 @@ def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes) -> None:
 
 def _carry_out(plan: Plan, cache: Cache, reporter: Reporter) -> None:
     """Fetch the files of a plan and report how far it is."""
+    if not plan.files:
+        return
     check_disk(plan, cache)
     files = list(plan.files.values())
     meter = Meter(sum(planned.file.size for planned in files))
