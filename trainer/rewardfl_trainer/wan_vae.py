@@ -62,8 +62,8 @@ def decode(vae: "WanVideoVAE", latents_BCthw: Tensor, checkpointing: Checkpointi
 
 
 def _denormalise(vae: "WanVideoVAE", latents_BCthw: Tensor) -> Tensor:
-    """Return latents * std + mean, computed in fp32 or wider."""
+    """Return latents * std + mean, computed in fp32 or wider, in the order of DiffSynth's own decode."""
     wide = torch.promote_types(latents_BCthw.dtype, torch.float32)
-    mean, std = (values.to(latents_BCthw.device, wide).view(1, -1, 1, 1, 1) for values in (vae.mean, vae.std))
-    denormalised_BCthw: Tensor = latents_BCthw.to(wide) * std + mean
+    mean, inverse_std = (values.to(latents_BCthw.device, wide).view(1, -1, 1, 1, 1) for values in vae.scale)
+    denormalised_BCthw: Tensor = latents_BCthw.to(wide) / inverse_std + mean
     return denormalised_BCthw.to(latents_BCthw.dtype)
