@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Scheme
-from rewardfl_trainer.progress import Reporter
+from rewardfl_trainer.progress import SERVICE_ACCOUNT_DIR, Reporter
 from rewardfl_trainer.s3 import Patience, make_client
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.fetch import Fetcher, check_disk
@@ -63,10 +63,11 @@ def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, 
     return local
 
 
-def pod_reporter(config: TrainerConfig) -> Reporter:
+def pod_reporter(config: TrainerConfig, service_account_dir: Path = SERVICE_ACCOUNT_DIR) -> Reporter:
     """Return the reporter of this pod: only the first one of a job reports."""
     first = os.environ.get(POD_INDEX_VARIABLE, "0") == "0"
-    return Reporter(config.progress if first else None, min_interval_seconds=REPORT_INTERVAL_SECONDS)
+    target = config.progress if first else None
+    return Reporter(target, min_interval_seconds=REPORT_INTERVAL_SECONDS, service_account_dir=service_account_dir)
 
 
 class Remotes:
