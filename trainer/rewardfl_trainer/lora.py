@@ -42,7 +42,7 @@ def add_lora(network: nn.Module, parameters: TrainingParameters, seed: int) -> N
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = ", ".join(sorted({name.split(".", 3)[-1] for name in linear if name.startswith("blocks.0.")}))
+            known = ", ".join(sorted({name.removeprefix("blocks.0.") for name in linear if name.startswith("blocks.0.")}))
             raise RewardFLError(
                 Reason.BAD_CONFIGURATION,
                 f"training.lora_target_modules={parameters.lora_target_modules!r}: no linear layer ends with {target!r}.",

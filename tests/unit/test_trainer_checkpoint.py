@@ -1,0 +1,142 @@
+"""Checkpoints are whole or not there; metrics can be read by machines."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.spec import Storage as StorageSpec
+from rewardfl_trainer import checkpoint as checkpointing
+from rewardfl_trainer.checkpoint import MANIFEST_FILE, Saver, write_whole
+from rewardfl_trainer.collective import on_main
+from rewardfl_trainer.environment import Process
+from rewardfl_trainer.feedback import Outcome
+from rewardfl_trainer.metrics import MetricsLog, mean_over_ranks
+from rewardfl_trainer.models import Models
+from rewardfl_trainer.sampling import Plan
+from rewardfl_trainer.storage import Storage
+from rewardfl_trainer.trainable import make_trainable
+from tests.unit.datasets import parameters
+from tests.unit.small_networks import small_dit, small_text_encoder, small_vae
+
+MAIN = Process(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> object:
+    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def saver(tmp_path: Path, **changes: object) -> Saver:
+    given = parameters(
+        trainable_models="dit2", min_timestep_boundary=0.9, **{"lora_base_model": "dit2", "lora_rank": 2, **changes}
+    )
+    models = Models(small_dit(), small_dit(1), small_text_encoder(), small_vae(), tokenizer=None)  # type: ignore[arg-type]
+    trainable = make_trainable(models, given, Plan.of(given))
+    storage = Storage(StorageSpec())
+    return Saver(trainable, given, storage, tmp_path / "work", str(tmp_path / "out"), MAIN, partitioned=False)
+
+
+def test_a_checkpoint_holds_the_weights_and_a_manifest_that_describes_them(tmp_path: Path) -> None:
+    made = saver(tmp_path).save(5)
+    assert made is not None
+    folder = tmp_path / "out" / "checkpoints" / "step-5"
+    assert (made.step, made.uri) == (5, str(folder))
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    assert manifest["step"] == 5
+    (described,) = manifest["files"]
+    content = (folder / "lora.safetensors").read_bytes()
+    assert described == {"name": "lora.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert sorted(path.name for path in folder.iterdir()) == ["lora.safetensors", "manifest.json"]
+
+
+def test_the_lora_file_says_how_it_was_made(tmp_path: Path) -> None:
+    saver(tmp_path).save_final(7)
+    with safe_open(tmp_path / "out" / "lora.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["step"] == "7"
+    assert (metadata["lora_base_model"], metadata["lora_rank"], metadata["lora_alpha"]) == ("dit2", "2", "2.0")
+
+
+def test_full_training_saves_each_network_with_the_keys_it_was_loaded_with(tmp_path: Path) -> None:
+    made = saver(tmp_path, lora_base_model=None, kl_weight=0)
+    assert made.save_final(1) == [str(tmp_path / "out" / "dit2.safetensors")]
+    saved = load_file(tmp_path / "out" / "dit2.safetensors")
+    assert saved.keys() == small_dit().state_dict().keys()
+
+
+def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lora.safetensors"
+    write_whole(path, {"weight": torch.ones(2)}, {})
+
+    def half(tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, target, metadata=metadata)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpointing, "save_file", half)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, {"weight": torch.zeros(2)}, {})
+    assert torch.equal(load_file(path)["weight"], torch.ones(2))
+
+
+def test_a_save_that_is_interrupted_has_no_manifest_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = saver(tmp_path)
+    made.save(5)
+
+    def refuse(*_arguments: object) -> str:
+        raise RewardFLError(Reason.STORAGE_UNAVAILABLE, "output: gone", exit_code=ExitCode.UNAVAILABLE)
+
+    monkeypatch.setattr(Storage, "upload_file", refuse)
+    with pytest.raises(RewardFLError):
+        made.save(10)
+    folder = tmp_path / "out" / "checkpoints"
+    assert (folder / "step-5" / MANIFEST_FILE).is_file()
+    assert not (folder / "step-10" / MANIFEST_FILE).exists()
+    assert not (tmp_path / "work" / "checkpoints" / "step-10" / MANIFEST_FILE).exists()
+
+
+def test_metrics_are_one_json_object_a_line_and_tensorboard_events(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, MAIN) as log:
+        log.write(1, {"reward": 0.5, "grad_norm": math.inf})
+        log.write(2, {"reward": 0.6, "grad_norm": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "reward": 0.5, "grad_norm": None}, {"step": 2, "reward": 0.6, "grad_norm": 1.0}]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/reward" in events.read_bytes()
+
+
+def test_other_ranks_write_no_metrics(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "rank-1", Process(rank=1, world_size=2, device=torch.device("cpu"))) as log:
+        log.write(1, {"reward": 0.5})
+    assert not (tmp_path / "rank-1").exists()
+
+
+def test_outcomes_are_averaged() -> None:
+    means = mean_over_ranks([Outcome(1, 0.2, 0.0, 0.0), Outcome(3, 0.4, 0.1, 0.5)], MAIN)
+    assert means == pytest.approx({"loss": 2, "reward": 0.3, "kl": 0.05, "no_face_fraction": 0.25})
+
+
+def test_an_error_of_the_main_rank_keeps_reason_remedy_and_exit_code() -> None:
+    def fail() -> None:
+        raise RewardFLError(Reason.BAD_DATASET, "row 3: no such video", "Upload it.", ExitCode.BAD_DATA)
+
+    with pytest.raises(RewardFLError, match="row 3") as caught:
+        on_main(MAIN, fail)
+    assert (caught.value.reason, caught.value.hint, caught.value.exit_code) == (
+        Reason.BAD_DATASET,
+        "Upload it.",
+        ExitCode.BAD_DATA,
+    )
+    assert on_main(MAIN, lambda: 7) == 7

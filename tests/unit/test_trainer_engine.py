@@ -1,0 +1,171 @@
+"""The optimizer, its schedules, DeepSpeed's section, and the order of steps."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rewardfl_api.deepspeed import preset_config
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.data import MicroBatchSampler
+from rewardfl_trainer.engine import deepspeed_section
+from rewardfl_trainer.optimizer import GuardedAdamW, advance_schedule, make_optimizer, make_schedule
+from rewardfl_trainer.run import Order
+from tests.unit.datasets import parameters
+
+TYPES = [
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+]
+
+
+def rates(steps: int = 20, **changes: object) -> list[float]:
+    given = parameters(learning_rate=1e-3, **changes)
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=False)
+    schedule = make_schedule(optimizer, given, steps)
+    result = []
+    for _ in range(steps + 1):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        advance_schedule(schedule, 1.0)
+    return result
+
+
+@pytest.mark.parametrize("name", [*TYPES, "warmup_stable_decay"])
+def test_every_schedule_warms_up_to_the_learning_rate(name: str) -> None:
+    values = rates(lr_scheduler_type=name, warmup_steps=5)
+    assert values[0] == 0
+    assert values[1:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4])
+    assert max(values) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "end"),
+    [
+        ("linear", 5e-4, 0),
+        ("cosine", 5e-4, 0),
+        ("polynomial", 5e-4, 0),
+        ("constant", 1e-3, 1e-3),
+        ("constant_with_warmup", 1e-3, 1e-3),
+        ("cosine_with_min_lr", 5.5e-4, 1e-4),
+        ("warmup_stable_decay", 1e-3, 0),
+        ("reduce_lr_on_plateau", 1e-3, 1e-4),
+    ],
+)
+def test_schedules_without_warmup_end_at_their_end(name: str, half: float, end: float) -> None:
+    values = rates(lr_scheduler_type=name, warmup_steps=0)
+    assert values[0] == pytest.approx(1e-3)
+    assert values[10] == pytest.approx(half, abs=2e-5)
+    assert values[20] == pytest.approx(end, abs=1e-5)
+
+
+def test_adamw_gets_its_parameters() -> None:
+    given = parameters(learning_rate=1e-3, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6)
+    group = make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=True).param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (1e-3, 0.1, (0.8, 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = GuardedAdamW([first, second], lr=0.1)
+    first.grad, second.grad = torch.ones(2), torch.tensor([1.0, bad])
+    optimizer.step()
+    assert optimizer.overflow
+    assert torch.equal(first, torch.ones(2))
+    second.grad = torch.ones(2)
+    optimizer.step()
+    assert not optimizer.overflow
+    assert not torch.equal(first, torch.ones(2))
+
+
+def config(deepspeed: dict[str, object] | None = None, **changes: object) -> TrainerConfig:
+    given: dict[str, object] = {"training": parameters(**changes), "dataset": "/data", "output": "/out", "device": "cpu"}
+    if deepspeed is not None:
+        given["deepspeed"] = deepspeed
+    return TrainerConfig.model_validate(given)
+
+
+def test_batch_sizes_and_clipping_go_into_deepspeeds_section() -> None:
+    given = config(per_device_train_batch_size=2, gradient_accumulation_steps=3, max_grad_norm=0.5)
+    section = deepspeed_section(given, world_size=4, full=False)
+    assert section["train_micro_batch_size_per_gpu"] * section["gradient_accumulation_steps"] * 4 == 24
+    assert section["train_batch_size"] == 24
+    assert section["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize(("full", "dtype", "bf16"), [(False, "bf16", False), (True, "bf16", True), (True, "fp32", False)])
+def test_only_full_training_in_bf16_leaves_the_masters_to_deepspeed(full: bool, dtype: str, bf16: bool) -> None:
+    assert deepspeed_section(config(dtype=dtype), world_size=1, full=full)["bf16"] == {"enabled": bf16}
+
+
+def test_what_the_training_parameters_say_is_not_taken_from_deepspeeds_section() -> None:
+    section = deepspeed_section(config({"optimizer": {"type": "SGD"}, "train_batch_size": 7}), world_size=1, full=False)
+    assert "optimizer" not in section
+    assert section["train_batch_size"] == 1
+
+
+def test_offload_on_a_cpu_asks_for_no_pinned_memory() -> None:
+    section = deepspeed_section(config(preset_config("zero3_cpuoffload")), world_size=1, full=False)
+    assert section["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+
+
+def test_a_train_batch_size_that_is_not_the_product_is_refused_with_the_three_numbers() -> None:
+    given = config(train_batch_size=7, per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    with pytest.raises(RewardFLError, match=r"train_batch_size=7: .*size 2 \* .*steps 3 \* world size 4 = 24") as caught:
+        deepspeed_section(given, world_size=4, full=False)
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.BAD_CONFIGURATION, ExitCode.BAD_CONFIGURATION)
+
+
+def order(rows: int, rank: int = 0, world_size: int = 1, **changes: object) -> Order:
+    given = parameters(**changes)
+    sampler = MicroBatchSampler(
+        [(64, 64)] * rows,
+        batch_size=given.per_device_train_batch_size,
+        seed=given.seed,
+        rank=rank,
+        world_size=world_size,
+        accumulation=given.gradient_accumulation_steps,
+    )
+    return Order(sampler, given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 8),
+        ({"dataset_repeat": 3}, 24),
+        ({"num_train_epochs": 2}, 16),
+        ({"per_device_train_batch_size": 2}, 4),
+        ({"gradient_accumulation_steps": 4}, 2),
+        ({"max_steps": 5}, 5),
+        ({"max_steps": 50}, 50),
+    ],
+)
+def test_total_steps_follow_from_passes_rounds_and_batch(changes: dict[str, int], steps: int) -> None:
+    made = order(8, **changes)
+    assert made.total_steps == steps
+    assert len(list(made.batches())) == steps
+
+
+def test_every_world_size_of_a_global_batch_trains_on_the_same_samples_in_the_same_steps() -> None:
+    alone = [sorted(batch.positions) for batch in order(8, gradient_accumulation_steps=4).batches()]
+    ranks = [[batch.positions for batch in order(8, rank, 4).batches()] for rank in range(4)]
+    together = [sorted(position for rank in ranks for position in rank[step]) for step in range(len(alone))]
+    assert together == alone
+
+
+def test_rounds_repeat_a_batch_in_a_row_and_passes_reshuffle() -> None:
+    batches = list(order(8, num_train_epochs=2, dataset_repeat=2).batches())
+    assert all(batches[step] == batches[step + 1] for step in range(0, 32, 2))
+    first, second = ([batch.positions[0] for batch in batches if batch.pass_index == index][::2] for index in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second
