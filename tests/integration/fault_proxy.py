@@ -18,13 +18,14 @@ HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 @dataclass
 class Exchange:
-    """One request and its answer. A rule may change status and body, or cut the answer off."""
+    """One request and its answer. A rule may change status, headers and body, or cut the answer off."""
 
     method: str
     path: str
     headers: dict[str, str]
     status: int = 0
     body: bytes = b""
+    answer_headers: list[tuple[str, str]] = field(default_factory=list)
     cut_after: int | None = None
     """Send only so many bytes of the body, though its length says more, and close the connection."""
 
@@ -71,13 +72,14 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
             proxy.seen.append(exchange)
             for rule in list(proxy.before):
                 rule(exchange)
-            answer_headers = self.pass_on(exchange, body) if not exchange.status else []
+            if not exchange.status:
+                self.pass_on(exchange, body)
             for rule in list(proxy.after):
                 rule(exchange)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client need not read to the end
-                self.answer(exchange, answer_headers)
+                self.answer(exchange)
 
-        def pass_on(self, exchange: Exchange, body: bytes) -> list[tuple[str, str]]:
+        def pass_on(self, exchange: Exchange, body: bytes) -> None:
             connection = http.client.HTTPConnection(str(target.hostname), target.port, timeout=30)
             try:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -88,13 +90,13 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
                 exchange.status, exchange.body = answer.status, answer.read()
                 length = answer.getheader("Content-Length")
                 kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_HEADERS]
-                return [*kept, ("Content-Length", length or "0")] if self.command == "HEAD" else kept
+                exchange.answer_headers = [*kept, ("Content-Length", length or "0")] if self.command == "HEAD" else kept
             finally:
                 connection.close()
 
-        def answer(self, exchange: Exchange, headers: list[tuple[str, str]]) -> None:
+        def answer(self, exchange: Exchange) -> None:
             self.send_response(exchange.status)
-            for name, value in headers:
+            for name, value in exchange.answer_headers:
                 self.send_header(name, value)
             if self.command != "HEAD":
                 self.send_header("Content-Length", str(len(exchange.body)))
