@@ -1,0 +1,266 @@
+"""Staging when servers, networks, disks, keys and other people misbehave; the S3 server is real, a proxy spoils its answers."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rewardfl_api.errors import ExitCode, Reason
+from rewardfl_trainer.staging.stage import stage
+from tests.integration.fault_proxy import Exchange, FaultProxy, fault_proxy
+from tests.integration.staging.buckets import (
+    LOW,
+    SHARD_BYTES,
+    VAE,
+    Bucket,
+    configuration,
+    content_at,
+    failure_of,
+    message_left,
+    run_stage,
+    wait_for,
+    whole_files,
+)
+
+
+def test_a_server_that_is_busy_for_a_while_is_asked_again(tmp_path: Path, bucket: Bucket) -> None:
+    refused: list[str] = []
+
+    def busy_at_first(exchange: Exchange) -> None:
+        if exchange.key not in refused:
+            refused.append(exchange.key)
+            exchange.status, exchange.body = 503, b""
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(busy_at_first)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        local = stage(config)
+
+    assert len(refused) > 5
+    assert content_at(local[f"s3://{bucket.name}/{VAE}"]) == bucket.content[VAE]
+
+
+def test_a_server_that_stays_busy_is_given_up(tmp_path: Path, bucket: Bucket) -> None:
+    def busy(exchange: Exchange) -> None:
+        exchange.status, exchange.body = 503, b""
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(busy)
+        error = failure_of(configuration(tmp_path, bucket, proxy.endpoint))
+
+    assert (error.reason, error.exit_code) == (Reason.STORAGE_UNAVAILABLE, 69)
+
+
+def test_an_answer_that_is_cut_off_is_continued_where_it_broke(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, random.Random(1).randbytes(SHARD_BYTES))
+    cuts = iter([500_000, 0, 100_000])
+
+    def cut(exchange: Exchange) -> None:
+        if exchange.is_content and exchange.key == LOW:
+            exchange.cut_after = next(cuts, None)
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.after.append(cut)
+        config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+        local = stage(config)
+        ranges = [exchange.headers["range"] for exchange in proxy.contents() if exchange.key == LOW]
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+    assert len(ranges) == 5
+    assert len(set(ranges)) >= 4, "a range that broke off is not read again from its beginning"
+
+
+def _replace_on_read(bucket: Bucket, times: int) -> Callable[[Exchange], None]:
+    """Replace the object, with other content of the same size, each time a range in its middle is asked for."""
+    left = iter(range(times))
+
+    def rule(exchange: Exchange) -> None:
+        in_the_middle = not exchange.headers.get("range", "bytes=0-").startswith("bytes=0-")
+        if exchange.is_content and exchange.key == LOW and in_the_middle and next(left, None) is not None:
+            bucket.put(LOW, random.Random(time.monotonic_ns()).randbytes(SHARD_BYTES))
+
+    return rule
+
+
+def test_an_object_replaced_while_it_downloads_is_never_a_mixture(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, random.Random(2).randbytes(SHARD_BYTES))
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(_replace_on_read(bucket, 1))
+        config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+        local = stage(config)
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+
+
+def test_an_object_that_keeps_changing_fails_the_stage(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, random.Random(3).randbytes(SHARD_BYTES))
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(_replace_on_read(bucket, 1000))
+        config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+        error = failure_of(config)
+
+    assert (error.reason, error.exit_code) == (Reason.STAGED_FILE_CORRUPT, 74)
+    assert f"training.model_paths[0]=s3://{bucket.name}/{LOW}" in error.message
+    assert Path(LOW).name not in whole_files(config)
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_content_that_is_damaged_on_its_way_is_noticed_by_its_checksum(tmp_path: Path, bucket: Bucket, times: int) -> None:
+    left = iter(range(times))
+
+    def damage(exchange: Exchange) -> None:
+        if exchange.is_content and exchange.key == VAE and next(left, None) is not None:
+            exchange.body = exchange.body[:-1] + b"\xff"
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.after.append(damage)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        if times == 1:
+            assert content_at(stage(config)[f"s3://{bucket.name}/{VAE}"]) == bucket.content[VAE]
+        else:
+            assert failure_of(config).reason is Reason.STAGED_FILE_CORRUPT
+            assert Path(VAE).name not in whole_files(config)
+
+
+def test_the_etag_of_an_encrypted_object_is_not_taken_for_its_checksum(tmp_path: Path, bucket: Bucket) -> None:
+    def encrypt(exchange: Exchange) -> None:
+        if exchange.key == VAE:
+            exchange.answer_headers.append(("x-amz-server-side-encryption", "aws:kms"))
+            exchange.body = bytes(byte ^ 1 for byte in exchange.body)
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.after.append(encrypt)
+        local = stage(configuration(tmp_path, bucket, proxy.endpoint))
+
+    assert content_at(local[f"s3://{bucket.name}/{VAE}"]) == bytes(byte ^ 1 for byte in bucket.content[VAE])
+
+
+@pytest.mark.parametrize(
+    "evil", ["../../etc/cron.d/x", "/absolute", "a/../../../b", "a//b", "a/./b", "nul%00x", "line%0Abreak", "x" * 256]
+)
+def test_a_key_that_is_no_path_of_a_folder_is_refused(tmp_path: Path, bucket: Bucket, evil: str) -> None:
+    bucket.put("faces/videos/placeholder.mp4", b"content")
+
+    def rename(exchange: Exchange) -> None:
+        exchange.body = exchange.body.replace(b"videos/placeholder.mp4", evil.encode())
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.after.append(rename)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        error = failure_of(config)
+
+    assert (error.reason, error.exit_code) == (Reason.UNSAFE_PATH, 65)
+    assert f"dataset=s3://{bucket.name}/faces/" in error.message
+    assert whole_files(config) == set()
+
+
+def test_keys_that_differ_only_by_case_are_refused(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put("faces/Videos/a.mp4", b"1")
+
+    error = failure_of(configuration(tmp_path, bucket))
+
+    assert error.reason is Reason.UNSAFE_PATH
+    assert "faces/videos" in error.message
+    assert "faces/Videos" in error.message
+
+
+@pytest.mark.parametrize("where", ["s3", ".rewardfl", "file"])
+def test_a_symbolic_link_in_the_cache_is_refused_and_not_followed(tmp_path: Path, bucket: Bucket, where: str) -> None:
+    config = configuration(tmp_path, bucket)
+    outside, cache = tmp_path / "outside", Path(config.cache_dir)
+    outside.mkdir()
+    link = cache / where
+    if where == "file":
+        link = Path(stage(config)[f"s3://{bucket.name}/{VAE}"])
+        link.unlink()
+        outside = outside / "file"
+        outside.write_bytes(b"not to be touched")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+
+    error = failure_of(config)
+
+    assert error.reason is Reason.UNSAFE_PATH
+    assert "symbolic link" in error.message
+    assert outside.read_bytes() == b"not to be touched" if where == "file" else not list(outside.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, bytes(SHARD_BYTES))
+    mount = 'mount -t tmpfs -o size=8m tmpfs "$0" && exec "$@"'
+    config = configuration(tmp_path, bucket)
+    Path(config.cache_dir).mkdir()
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, config.cache_dir)
+        with run_stage(config, tmp_path, *prefix) as process:
+            log = str(process.communicate(timeout=60)[1])
+        contents = proxy.contents()
+
+    message = message_left(tmp_path)
+    assert (message.reason, process.returncode) == (Reason.DISK_TOO_SMALL, 74), log
+    needed, free = (int(word) for word in message.message.split() if word.isdigit())
+    assert needed >= SHARD_BYTES > 8 * 2**20 >= free
+    assert contents == []
+
+
+def test_two_stagers_of_one_cache_fetch_each_file_once(tmp_path: Path, bucket: Bucket) -> None:
+    with fault_proxy(bucket.endpoint) as proxy:
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        processes = [run_stage(config.copy_with(work_dir=str(tmp_path / name)), tmp_path) for name in ("one", "two")]
+        logs = [str(process.communicate(timeout=60)[1]) for process in processes]
+        keys = [exchange.key for exchange in proxy.contents()]
+
+    assert [process.returncode for process in processes] == [0, 0], logs
+    assert len(keys) == len(set(keys)) > 10
+    assert (tmp_path / "one/staged.json").read_text() == (tmp_path / "two/staged.json").read_text()
+
+
+@pytest.fixture
+def slow(bucket: Bucket) -> Iterator[FaultProxy]:
+    """A server that holds the big shard's ranges back until `before` is emptied."""
+    bucket.put(LOW, random.Random(4).randbytes(SHARD_BYTES))
+    with fault_proxy(bucket.endpoint) as proxy:
+
+        def hold(exchange: Exchange) -> None:
+            while exchange.is_content and exchange.key == LOW and "bytes=0-" not in exchange.headers["range"] and proxy.before:
+                time.sleep(0.05)
+
+        proxy.before.append(hold)
+        yield proxy
+        proxy.before.clear()
+
+
+def test_sigterm_ends_a_stage_at_once_with_143(tmp_path: Path, bucket: Bucket, slow: FaultProxy) -> None:
+    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+    with run_stage(config, tmp_path) as process:
+        wait_for(lambda: [e for e in slow.contents() if e.key == LOW], "the shard is being fetched")
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+    assert process.returncode == ExitCode.TERMINATED
+    assert message_left(tmp_path).reason is Reason.TERMINATED
+    assert time.monotonic() - began < 10, "a read that hangs must not hold up the end"
+    assert not (tmp_path / "work/staged.json").exists()
+
+
+def test_a_stage_that_was_killed_leaves_no_half_file_and_the_next_one_completes(
+    tmp_path: Path, bucket: Bucket, slow: FaultProxy
+) -> None:
+    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+    with run_stage(config, tmp_path) as process:
+        wait_for(lambda: [e for e in slow.contents() if e.key == LOW], "the shard is being fetched")
+        process.kill()
+        process.communicate(timeout=20)
+    assert Path(LOW).name not in whole_files(config)
+    slow.before.clear()
+
+    local = stage(config)
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+    assert not list((Path(config.cache_dir) / ".rewardfl/parts").iterdir())
