@@ -1,6 +1,7 @@
 """The progress reporter against a real API server, with exactly the rights that a trainer pod has."""
 
 import base64
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ def cluster() -> Iterator[LocalCluster]:
 @pytest.fixture
 def service_account(cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the kubelet mounts into a pod, and sets in its environment."""
+    importlib.import_module("rewardfl_trainer.progress_config_map")  # slow, and no part of what the tests time
     api = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
     authority = api.get("certificate-authority-data")
     content = base64.b64decode(authority) if authority else Path(api["certificate-authority"]).read_bytes()

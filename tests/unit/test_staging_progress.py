@@ -1,5 +1,6 @@
 """The progress reporter, against a small HTTPS server that stands in for the Kubernetes API."""
 
+import importlib
 import json
 import ssl
 import threading
@@ -55,6 +56,7 @@ def tls(authority: Authority) -> ssl.SSLContext:
 
 @pytest.fixture
 def api(tmp_path: Path, authority: Authority, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiStandIn]:
+    importlib.import_module("rewardfl_trainer.progress_config_map")  # slow, and no part of what the tests time
     stand_in = ApiStandIn(tmp_path)
     (tmp_path / "token").write_text("the-token")
     (tmp_path / "ca.crt").write_bytes(authority.root.certificate.read_bytes())
