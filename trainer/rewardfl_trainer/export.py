@@ -56,7 +56,7 @@ def _whole(parameter: nn.Parameter, partitioned: bool) -> AbstractContextManager
     """Inside, the parameter is whole."""
     if not partitioned:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters  # noqa: PLC0415 - takes seconds, and only ZeRO 3 needs it
+    from deepspeed.runtime.zero import GatheredParameters  # noqa: PLC0415 - takes seconds, and only ZeRO 3 needs it
 
     context: AbstractContextManager[object] = GatheredParameters(parameter)
     return context

@@ -81,7 +81,7 @@ def _train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> Checkpoint | 
     parameters, total = run.config.training, run.order.total_steps
     clock, bad_steps, checkpoint = Clock(), 0, None
     for step, batch in enumerate(run.order.batches(), start=1):
-        outcomes, report = _train_batch(run, batch)
+        outcomes, report = train_batch(run, batch)
         values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
         bad_steps = 0 if report.applied else bad_steps + 1
         if step % parameters.logging_steps == 0 or step == total or bad_steps:
@@ -109,7 +109,7 @@ REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fr
 """The metrics of the progress document."""
 
 
-def _train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
+def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
     """Generate, score and differentiate every sample of a batch, then update the parameters once."""
     outcomes: list[Outcome] = []
     for number, position in enumerate(batch.positions, start=1):

@@ -1,0 +1,84 @@
+"""Two ranks with gloo train the tiny family: the same LoRA on both, under every ZeRO stage, and nothing else changes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rewardfl_api.deepspeed import DeepSpeedPreset, preset_config
+from rewardfl_api.trainer_config import TrainerConfig
+from tests.distributed.conftest import MakeConfig
+
+pytestmark = pytest.mark.slow
+
+PRESETS: tuple[DeepSpeedPreset, ...] = ("zero0", "zero1", "zero2", "zero2_cpuoffload", "zero3", "zero3_cpuoffload")
+STEPS = 3
+TIMEOUT_SECONDS = 800
+
+
+def train(configs: Sequence[TrainerConfig], tmp_path: Path, ranks: int = 2) -> dict[str, list[dict[str, Any]]]:
+    """Train on `ranks` ranks; return what each rank wrote, by the configuration's name."""
+    paths = [tmp_path / f"{config.name}.yaml" for config in configs]
+    for config, path in zip(configs, paths, strict=True):
+        path.write_text(config.dump(), encoding="utf-8")
+    results = tmp_path / "results"
+    results.mkdir(exist_ok=True)
+    script = Path(__file__).with_name("training_rank.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(results), *map(str, paths)], env=environment, check=True, timeout=TIMEOUT_SECONDS)
+    return {
+        config.name: [torch.load(results / f"{config.name}-rank{rank}.pt", weights_only=True) for rank in range(ranks)]
+        for config in configs
+    }
+
+
+def assert_same_weights(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for file, tensors in first["weights"].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, second["weights"][file][name]), name
+
+
+@pytest.fixture(scope="module")
+def by_preset(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    configs = [make_module_config(name=preset, deepspeed=preset_config(preset), max_steps=STEPS) for preset in PRESETS]
+    return train(configs, tmp_path_factory.mktemp("presets"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_ranks_end_with_the_same_lora(by_preset: dict[str, list[dict[str, Any]]], preset: str) -> None:
+    first, second = by_preset[preset]
+    assert_same_weights(first, second)
+    assert first["losses"] != second["losses"], "each rank has samples of its own"
+    assert first["applied"] == [True] * STEPS
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in first["weights"]["lora"].items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_alike(by_preset: dict[str, list[dict[str, Any]]], preset: str) -> None:
+    for expected, found in zip(by_preset["zero2"], by_preset[preset], strict=True):
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4, abs=1e-5)
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        for name, tensor in expected["weights"]["lora"].items():
+            torch.testing.assert_close(found["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_models_that_are_not_trained_are_bit_identical_afterwards(
+    by_preset: dict[str, list[dict[str, Any]]], preset: str
+) -> None:
+    for found in by_preset[preset]:
+        assert found["unchanged"] == {"dit": True, "dit2": True, "text_encoder": True, "vae": True}
+        assert min(count for name, count in found["frozen_tensors"].items() if name != "dit2") > 10
+
+
+def test_one_rank_with_accumulation_equals_two_ranks(make_config: MakeConfig, tmp_path: Path) -> None:
+    together = train([make_config(name="two", max_steps=2)], tmp_path)["two"][0]
+    alone = train([make_config(name="one", max_steps=2, gradient_accumulation_steps=2)], tmp_path, ranks=1)["one"][0]
+    for name, tensor in together["weights"]["lora"].items():
+        torch.testing.assert_close(alone["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
