@@ -32,7 +32,8 @@ WATCH_SILENCE_SECONDS = 70.0
 
 CONNECT_SECONDS = 5.0
 PAGE_SIZE = 500
-GONE, NOT_FOUND = 410, 404
+GONE, NOT_FOUND, CONFLICT = 410, 404, 409
+OPENED = "OPENED"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ class Cluster:
     async def watch(self, kind: Kind, namespace: str | None, selector: str, version: str) -> AsyncIterator[Raw]:
         """Yield watch events (with `type` and `object`), bookmarks included, from `version` on until the server ends them.
 
+        The first one is OPENED, without an object, as soon as the server has accepted the watch.
+
         Raises:
             WatchExpired: `version` is too old.
             ApiError: the server refuses.
@@ -165,6 +168,7 @@ class Cluster:
         request = self._request("get", kind.path(namespace), query_params=query, _request_timeout=timeout, **options)
         response = await _answer(request)
         try:
+            yield {"type": OPENED}
             async for line in response.content:
                 event: Raw = json.loads(line)
                 if event["type"] == "ERROR":
@@ -177,6 +181,16 @@ class Cluster:
         """Apply an object (server-side apply), unknown fields refused, and return it as it is stored now."""
         metadata, kind = manifest["metadata"], KINDS[manifest["kind"]]
         return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest)
+
+    async def create(self, manifest: Raw) -> None:
+        """Create an object, unknown fields refused.
+
+        Raises:
+            ApiError: 409 when there is one of that name.
+        """
+        path = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"])
+        query = [("fieldValidation", "Strict")]
+        await self._json(self._request("post", path, body=manifest, query_params=query, field_manager=FIELD_MANAGER))
 
     async def apply_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Raw) -> Raw:
         """Apply the status of the object that has this uid, and return the object."""

@@ -15,7 +15,9 @@ async def serve(port: int, alive: Check, ready: Check) -> tuple[web.AppRunner, i
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, port=port).start()
-    return runner, int(runner.addresses[0][1])
+    # With port 0 each address family gets a port of its own; an IPv4 address is a pair.
+    addresses = sorted(runner.addresses, key=len)
+    return runner, int(addresses[0][1])
 
 
 def _handler(check: Check) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from .cluster import ApiError, Cluster, Kind, WatchExpired
+from .cluster import OPENED, ApiError, Cluster, Kind, WatchExpired
 from .names import JOB_LABEL
 
 Raw = dict[str, Any]
@@ -83,21 +83,30 @@ class Informer:
         return version
 
     async def _follow(self, version: str) -> str:
-        """Take in changes until the server ends the watch, and return the version to go on from."""
-        async for event in self._cluster.watch(self._kind, self._namespace, self._selector, version):
-            self.last_contact = monotonic()
-            version = event["object"]["metadata"]["resourceVersion"]
-            if event["type"] == "BOOKMARK":
-                continue
-            key = job_of(event["object"])
-            if key is None:
-                continue
-            if event["type"] == "DELETED":
-                self._drop(key, event["object"]["metadata"]["name"])
-            else:
-                self._put(self._objects, event["object"])
-            self._tell([key])
+        """Take in changes until the watch ends or falls silent, and return the version to go on from."""
+        opened = False
+        try:
+            async for event in self._cluster.watch(self._kind, self._namespace, self._selector, version):
+                opened, self.last_contact = True, monotonic()
+                if event["type"] != OPENED:
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    self._take(event)
+        except TimeoutError:
+            # Where nothing of a kind has ever changed the API server sends no bookmarks either, so silence alone is no fault.
+            if not opened:
+                raise
         return version
+
+    def _take(self, event: Raw) -> None:
+        """Take in one change."""
+        key = job_of(event["object"])
+        if event["type"] == "BOOKMARK" or key is None:
+            return
+        if event["type"] == "DELETED":
+            self._drop(key, event["object"]["metadata"]["name"])
+        else:
+            self._put(self._objects, event["object"])
+        self._tell([key])
 
     def _put(self, objects: dict[Key, dict[str, Raw]], item: Raw) -> None:
         key = job_of(item)

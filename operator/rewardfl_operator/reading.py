@@ -16,7 +16,7 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a node's clock may be ahead of the operator's."""
 
 
-NODE_CLOCK_TOLERANCE = timedelta(minutes=1)
+NODE_CLOCK_TOLERANCE = timedelta(seconds=5)
 """How far the clocks of two nodes may be apart, when a pod is started again on another."""
 
 

@@ -18,7 +18,7 @@ from rewardfl_api.progress import PROGRESS_KEY
 from rewardfl_api.status import RewardFLJobStatus
 
 from . import events, gang, names, refusals, resources, status
-from .cluster import CONFIG_MAPS, JOBS, KINDS, PODS, REWARDFLJOBS, ApiError, Cluster
+from .cluster import CONFIG_MAPS, CONFLICT, JOBS, KINDS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .guard import TemplateError
 from .informer import Informer, Key
 from .observed import Children, JobSeen, Pod, owner_uid
@@ -142,19 +142,21 @@ class Reconciler:
         await self._cluster.apply(manifest)
 
     async def _create_job(self, manifest: Raw, job: RewardFLJob) -> None:
-        """Make the Kubernetes Job. Its name is its identity, so there can never be two."""
+        """Make the Kubernetes Job. Its name is its identity, so there can never be two.
+
+        It is created, not applied: most of it cannot be changed afterwards, and only a creation names a misspelt field.
+        """
         metadata = manifest["metadata"]
-        live = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"])
-        if live is not None:
-            if owner_uid(live) != job.metadata.uid:
-                raise self._not_ours(live, job)
-            return
         try:
-            await self._cluster.apply(manifest)
+            await self._cluster.create(manifest)
         except ApiError as error:
             if error.is_refusal:
                 raise TemplateError(f"template: the API server refuses the merged pod: {error.message}") from error
-            raise
+            live = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"]) if error.status == CONFLICT else None
+            if live is None:
+                raise
+            if owner_uid(live) != job.metadata.uid:
+                raise self._not_ours(live, job) from error
 
     async def _update_job(self, live: Raw, job: RewardFLJob) -> None:
         """Bring the changeable fields up to date; make a suspended Job anew when the others have changed."""

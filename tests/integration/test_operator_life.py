@@ -1,6 +1,7 @@
 """The operator on a real control plane, under exactly the chart's role: objects, status, faults, deletion."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from rewardfl_api.errors import Reason
+from rewardfl_operator.reading import NODE_CLOCK_TOLERANCE
 from tests.cluster import ClusterError
 from tests.integration.operator_harness import Installation, Kubelet, Operator, index_of, manifest, until
 
@@ -159,6 +161,8 @@ def test_a_dead_rank_restarts_the_whole_gang(installation: Installation, operato
         return len(running) == 2 and not first & {pod["metadata"]["name"] for pod in running}
 
     until("both pods are new ones", renewed)
+    for pod in installation.running_pods("gang"):
+        kubelet.stage(pod)
     until("it says why", lambda: "OutOfMemory" in installation.condition("gang", "Running").get("message", ""))
     assert installation.condition("gang", "Running")["reason"] == "Restarting"
     assert not installation.condition("gang", "Failed")
@@ -205,6 +209,7 @@ def test_a_malformed_report_is_ignored_with_an_event_and_the_next_one_counts(
     installation: Installation, operator: Operator
 ) -> None:
     kubelet, _ = training(installation, "babble")
+    time.sleep(NODE_CLOCK_TOLERANCE.total_seconds() + 1)
     kubelet.report(phase="Training", step=3, total_steps=40)
     until("training", lambda: installation.status("babble").get("progress") == "3/40")
 
