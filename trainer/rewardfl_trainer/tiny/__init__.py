@@ -8,6 +8,6 @@ from pathlib import Path
 
 def write(folder: Path) -> None:
     """Write the model family and its datasets below `folder` (created if needed)."""
-    from rewardfl_trainer.tiny.write import write as write_all  # noqa: PLC0415 - imports torch, which the CLI wants late
+    from rewardfl_trainer.tiny.layout import write as write_all  # noqa: PLC0415 - imports torch, which the CLI wants late
 
     write_all(folder)

@@ -38,12 +38,21 @@ BOX_xyxy: Final = (-0.50, -0.38, 0.46, 0.73)
 """Forehead to chin, ear to ear, in face units."""
 PORTRAIT_HALF_UNITS: Final = 110 / 90
 """Half the side of the stored portrait, in face units."""
-BUMP_CENTRES_Kxy: Final = ((-0.26, -0.12), (0.22, -0.10), (-0.02, 0.16), (-0.04, 0.34), (-0.45, 0.25), (0.42, 0.25), (0.0, 0.65), (0.0, -0.5))
+BUMP_CENTRES_Kxy: Final = (
+    (-0.26, -0.12),
+    (0.22, -0.10),
+    (-0.02, 0.16),
+    (-0.04, 0.34),
+    (-0.45, 0.25),
+    (0.42, 0.25),
+    (0.0, 0.65),
+    (0.0, -0.5),
+)
 BUMP_RADIUS: Final = 0.28
 BUMP_SHIFT: Final = 0.075
-MOTION_PIXELS: Final = 7.0
-MOTION_SCALE: Final = 0.24
-MOTION_TILT: Final = 0.26
+MOTION_PIXELS: Final = 5.0
+MOTION_SCALE: Final = 0.16
+MOTION_TILT: Final = 0.18
 LIGHT_CHANGE: Final = 0.08
 
 
@@ -91,12 +100,18 @@ def prompt(motion: int, background: int) -> str:
     return f"a person {MOTIONS[motion]} in front of {list(BACKGROUNDS.values())[background]}"
 
 
-def render(people: Identities, generator: torch.Generator, motion_B: Tensor | None = None, background_B: Tensor | None = None) -> Clips:
-    """Render one clip for each of the people; motion, place, light and background are drawn unless given."""
+def render(
+    people: Identities,
+    generator: torch.Generator,
+    motion_B: Tensor | None = None,
+    background_B: Tensor | None = None,
+    frames: int = NUM_FRAMES,
+) -> Clips:
+    """Render the first `frames` of one clip for each of the people; motion and background are drawn unless given."""
     count = len(people.aspect_B)
     motion = _draw(len(MOTIONS), count, generator) if motion_B is None else motion_B
     background = _draw(len(BACKGROUNDS), count, generator) if background_B is None else background_B
-    centre, scale, tilt, light = _trajectory(motion, count, generator)
+    centre, scale, tilt, light = (value[:, :frames] for value in _trajectory(motion, count, generator))
     pixels = _pixel_grid()
     local = _to_face(pixels, centre, scale, tilt, people.aspect_B)
     source = local + _displacement(local.flatten(1, 3), people.shift_BK2).view_as(local)
@@ -165,7 +180,7 @@ def _to_face(pixels_HW2: Tensor, centre_BT2: Tensor, scale_BT: Tensor, tilt_BT: 
 def _displacement(points_BN2: Tensor, shift_BK2: Tensor) -> Tensor:
     """The smooth warp that turns an identity's face units into the portrait's."""
     centres = torch.tensor(BUMP_CENTRES_Kxy)
-    weight_BNK = torch.exp(-(torch.cdist(points_BN2, centres.expand(len(points_BN2), -1, -1)) / BUMP_RADIUS) ** 2)
+    weight_BNK = torch.exp(-((torch.cdist(points_BN2, centres.expand(len(points_BN2), -1, -1)) / BUMP_RADIUS) ** 2))
     return weight_BNK @ shift_BK2
 
 
@@ -200,9 +215,9 @@ def _head_mask(source_BTHW2: Tensor) -> Tensor:
 
 def _scenery(background_B: Tensor, generator: torch.Generator) -> Tensor:
     """A random view of each background: [B,3,H,W]."""
-    pictures = torch.stack([_picture(f"{name}.jpg") for name in BACKGROUNDS])
+    pictures = torch.stack([_picture(f"{name}.png") for name in BACKGROUNDS])
     count = len(background_B)
-    zoom = _uniform(count, 0.5, 0.9, generator)
+    zoom = _uniform(count, 0.8, 0.95, generator)
     flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     move = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - zoom[:, None])
     theta = torch.zeros(count, 2, 3)

@@ -5,7 +5,7 @@ Names of inputs and outputs are free in ONNX; order, shapes and dynamic axes are
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx
@@ -28,13 +28,12 @@ class OnnxOps:
 
     def conv(self, layer: nn.Conv2d, x: str) -> str:
         """Convolve."""
-        assert isinstance(layer.padding, tuple) and layer.bias is not None
         return self._node(
             "Conv",
-            [x, self._constant(layer.weight), self._constant(layer.bias)],
+            [x, self._constant(layer.weight), self._constant(cast(Tensor, layer.bias))],
             kernel_shape=list(layer.kernel_size),
             strides=list(layer.stride),
-            pads=list(layer.padding) * 2,
+            pads=list(cast(tuple[int, int], layer.padding)) * 2,
             dilations=list(layer.dilation),
         )
 
@@ -60,7 +59,7 @@ class OnnxOps:
         """Logistic function."""
         return self._node("Sigmoid", [x])
 
-    def _node(self, operation: str, inputs: list[str], **attributes: object) -> str:
+    def _node(self, operation: str, inputs: list[str], **attributes: Any) -> str:
         name = f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(operation, inputs, [name], name=f"{operation}_{len(self.nodes)}", **attributes))
         return name
@@ -82,10 +81,15 @@ def write(network: Detector | Recogniser | Landmarks, path: Path) -> None:
         ops.nodes,
         path.stem,
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, _input_shape(network))],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(outputs, _output_shapes(network), strict=True)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in zip(outputs, _output_shapes(network), strict=True)
+        ],
         ops.constants,
     )
-    model = helper.make_model(graph, producer_name="rewardfl", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph, producer_name="rewardfl", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
 

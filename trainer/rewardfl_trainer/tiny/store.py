@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file, save as to_bytes
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 FOLDER: Final = Path(__file__).parent / "weights"

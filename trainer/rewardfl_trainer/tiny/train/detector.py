@@ -12,6 +12,7 @@ from rewardfl_trainer.rewards.detection import INPUT_SIZE, anchors, letterbox
 from rewardfl_trainer.tiny import faces
 from rewardfl_trainer.tiny.degrade import blur, noise, warp
 from rewardfl_trainer.tiny.face_networks import ANCHORS, STRIDES, Detector
+from rewardfl_trainer.tiny.spec import FRAME_PIXELS, NUM_FRAMES
 from rewardfl_trainer.tiny.train.loop import Budget, minimise
 
 PEOPLE_PER_STEP = 4
@@ -19,7 +20,7 @@ FRAMES_OF_A_CLIP = 3
 POSITIVE_RADIUS = 0.22
 """Positions this near the box's centre (in box sizes) are to find the face."""
 IGNORED_RADIUS = 0.4
-ENLARGED = INPUT_SIZE / faces.FRAME_PIXELS
+ENLARGED = INPUT_SIZE / FRAME_PIXELS
 STRIDE_32_ANCHORS = ANCHORS * (INPUT_SIZE // STRIDES[-1]) ** 2
 BOX_WEIGHT = 0.3
 POINT_WEIGHT = 2.0
@@ -29,7 +30,7 @@ POSITIVE_WEIGHT = 4.0
 def examples(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Frames [F,3,H,W], points [F,5,2], boxes [F,4] in input pixels, and whether there is a face [F]."""
     clips = faces.render(faces.identities(PEOPLE_PER_STEP, generator), generator)
-    chosen = torch.randperm(faces.NUM_FRAMES, generator=generator)[:FRAMES_OF_A_CLIP]
+    chosen = torch.randperm(NUM_FRAMES, generator=generator)[:FRAMES_OF_A_CLIP]
     frames = clips.video_B3THW[:, :, chosen].transpose(1, 2).flatten(0, 1)
     severity = torch.rand(len(frames), generator=generator) * 0.6
     frames = (blur, warp, noise)[int(torch.randint(3, (1,), generator=generator))](frames, severity, generator)
@@ -37,8 +38,8 @@ def examples(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor
     boxes = (clips.box_BTxyxy[:, chosen].flatten(0, 1) + 0.5) * ENLARGED - 0.5
     empty = faces.scenery(PEOPLE_PER_STEP, generator) * 2 - 1
     noisy = (torch.randn(2, 3, 16, 16, generator=generator) * 0.6).clamp(-1, 1)
-    noisy = F.interpolate(noisy, (faces.FRAME_PIXELS, faces.FRAME_PIXELS), mode="bilinear")
-    gone = F.interpolate(F.avg_pool2d(frames[:2], 16), (faces.FRAME_PIXELS, faces.FRAME_PIXELS), mode="bilinear")
+    noisy = F.interpolate(noisy, (FRAME_PIXELS, FRAME_PIXELS), mode="bilinear")
+    gone = F.interpolate(F.avg_pool2d(frames[:2], 16), (FRAME_PIXELS, FRAME_PIXELS), mode="bilinear")
     negatives = torch.cat([empty, noisy, gone])
     is_face = torch.cat([torch.ones(len(frames)), torch.zeros(len(negatives))])
     nothing = torch.zeros(len(negatives), 5, 2)
@@ -66,7 +67,8 @@ def detection_loss(network: Detector, batch: tuple[Tensor, Tensor, Tensor, Tenso
     point_target = (points[where[0]] - near[:, None]).flatten(1) / stride
     box_error = (outputs[5][where] - box_target).abs().mean()
     point_error = (outputs[8][where] - point_target).abs().mean()
-    return found + BOX_WEIGHT * box_error + POINT_WEIGHT * point_error
+    loss: Tensor = found + BOX_WEIGHT * box_error + POINT_WEIGHT * point_error
+    return loss
 
 
 def train(budget: Budget, seed: int, start: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], list[float]]:

@@ -18,6 +18,7 @@ from rewardfl_trainer.tiny import faces, store
 from rewardfl_trainer.tiny.spec import DIT_KWARGS, HIGH_NOISE_BOUNDARY, TEXT_KWARGS, TEXT_TOKENS, TIMESTEPS, VAE_KWARGS
 from rewardfl_trainer.tiny.train.loop import Budget, minimise
 from rewardfl_trainer.tiny.train.text import captions, embed
+from rewardfl_trainer.wan_dit import predict_velocity
 
 CLIPS_PER_STEP = 32
 TIMESTEP_JITTER = 10.0
@@ -79,15 +80,17 @@ def timesteps_of(expert: Literal["high", "low"]) -> list[float]:
 
 
 def matching_loss(model: WanModel, data: Latents, timesteps: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching on a random batch, all of one timestep (the DiT takes one for each sample as well)."""
+    """Flow matching on a random batch, a timestep for each sample."""
     rows = torch.randint(len(data.video_NCthw), (CLIPS_PER_STEP,), generator=generator)
     timestep = timesteps[torch.randint(len(timesteps), (CLIPS_PER_STEP,), generator=generator)]
-    timestep = (timestep + TIMESTEP_JITTER * (torch.rand(CLIPS_PER_STEP, generator=generator) * 2 - 1)).clamp(max=NUM_TRAIN_TIMESTEPS)
+    timestep = (timestep + TIMESTEP_JITTER * (torch.rand(CLIPS_PER_STEP, generator=generator) * 2 - 1)).clamp(
+        max=NUM_TRAIN_TIMESTEPS
+    )
     sigma = (timestep / NUM_TRAIN_TIMESTEPS).view(-1, 1, 1, 1, 1)
     clean = data.video_NCthw[rows]
     noise = torch.randn(clean.shape, generator=generator)
     noisy = (1 - sigma) * clean + sigma * noise
-    velocity = model(torch.cat([noisy, data.image_NCthw[rows]], 1), timestep, data.context_PLD[data.caption_N[rows]])
+    velocity = predict_velocity(model, noisy, timestep, data.context_PLD[data.caption_N[rows]], data.image_NCthw[rows])
     return F.mse_loss(velocity, noise - clean)
 
 

@@ -34,7 +34,7 @@ def minimise(parameters: Iterable[Parameter], loss_of_step: LossOfStep, budget: 
     The cosine follows whichever of steps and minutes is nearer its end. With `average_decay`, the parameters end as their
     exponential moving average.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    trained: list[Tensor] = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=budget.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     average = [parameter.detach().clone() for parameter in trained]
     losses: list[float] = []
@@ -43,12 +43,16 @@ def minimise(parameters: Iterable[Parameter], loss_of_step: LossOfStep, budget: 
         done = max(step / budget.steps, (time.monotonic() - start) / 60 / budget.minutes)
         if done >= 1:
             break
-        rate = budget.learning_rate * min(1.0, (step + 1) / budget.warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        rate = (
+            budget.learning_rate
+            * min(1.0, (step + 1) / budget.warmup_steps)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         decay = min(budget.average_decay, (step + 1) / (step + 10))
@@ -56,7 +60,9 @@ def minimise(parameters: Iterable[Parameter], loss_of_step: LossOfStep, budget: 
         losses.append(float(loss.detach()))
         if step % budget.report_every == 0:
             recent = losses[-budget.report_every :]
-            print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.monotonic() - start:.0f}s", file=sys.stderr, flush=True)
+            print(
+                f"step {step} loss {sum(recent) / len(recent):.4f} {time.monotonic() - start:.0f}s", file=sys.stderr, flush=True
+            )
     if budget.average_decay > 0:
         with torch.no_grad():
             torch._foreach_copy_(trained, average)

@@ -3,6 +3,8 @@
 The last part makes it a smooth measure of quality, as a large ArcFace is for real faces.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,11 @@ from rewardfl_trainer.rewards.alignment import crop_faces, similarity_to_templat
 from rewardfl_trainer.tiny import faces
 from rewardfl_trainer.tiny.degrade import blur, noise, tint, warp
 from rewardfl_trainer.tiny.face_networks import Recogniser
+from rewardfl_trainer.tiny.spec import NUM_FRAMES
 from rewardfl_trainer.tiny.train.loop import Budget, minimise
+
+Spoil = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""Frames, severities and a generator to spoilt frames."""
 
 PEOPLE_PER_STEP = 24
 TEMPERATURE = 0.1
@@ -31,7 +37,7 @@ def crops(frames_F3HW: Tensor, points_F52: Tensor, generator: torch.Generator) -
 def similarity_loss(network: Recogniser, generator: torch.Generator) -> Tensor:
     """Contrast between people plus regression of the similarity under spoiling."""
     clips = faces.render(faces.identities(PEOPLE_PER_STEP, generator), generator)
-    first, second = torch.randint(faces.NUM_FRAMES, (2,), generator=generator).tolist()
+    first, second = torch.randint(NUM_FRAMES, (2,), generator=generator).tolist()
     one, two = clips.video_B3THW[:, :, first], clips.video_B3THW[:, :, second]
     severity = torch.rand(PEOPLE_PER_STEP, generator=generator)
     spoil = (blur, warp, noise, tint)[int(torch.randint(4, (1,), generator=generator))]

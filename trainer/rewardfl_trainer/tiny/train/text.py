@@ -28,18 +28,26 @@ def captions() -> list[tuple[str, int, int]]:
 
 def write_tokenizer(folder: Path) -> None:
     """Train a small BPE on the captions and write the files that AutoTokenizer reads."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
-        vocab_size=TEXT_KWARGS["vocab"], special_tokens=list(SPECIAL_TOKENS.values()), initial_alphabet=list(ALPHABET), show_progress=False
+        vocab_size=TEXT_KWARGS["vocab"],
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=list(ALPHABET),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([text for text, _, _ in captions()], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TEXT_TOKENS, "padding_side": "right", **SPECIAL_TOKENS}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": TEXT_TOKENS,
+        "padding_side": "right",
+        **SPECIAL_TOKENS,
+    }
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", SPECIAL_TOKENS)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -48,7 +56,8 @@ def embed(encoder: WanTextEncoder, tokenizer: HuggingfaceTokenizer, texts: list[
     """[B, 512, D], zero beyond each prompt's tokens, as DiffSynth's pipeline has it."""
     ids, mask = tokenizer(texts, return_mask=True, add_special_tokens=True)
     hidden: Tensor = encoder(ids, mask)
-    return hidden * mask[..., None].to(hidden.dtype)
+    masked: Tensor = hidden * mask[..., None].to(hidden.dtype)
+    return masked
 
 
 def train(budget: Budget, seed: int, tokenizer_folder: Path) -> tuple[dict[str, Tensor], list[float]]:

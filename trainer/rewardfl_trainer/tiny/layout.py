@@ -56,7 +56,11 @@ def write(folder: Path) -> None:
 def write_face_networks(folder: Path, weights: Path = store.FOLDER) -> None:
     """Write the three ONNX files of antelopev2."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"scrfd_10g_bnkps": ("detector", Detector()), "glintr100": ("recogniser", Recogniser()), "2d106det": ("landmarks", Landmarks())}
+    files: dict[str, tuple[str, Detector | Recogniser | Landmarks]] = {
+        "scrfd_10g_bnkps": ("detector", Detector()),
+        "glintr100": ("recogniser", Recogniser()),
+        "2d106det": ("landmarks", Landmarks()),
+    }
     for name, (part, network) in files.items():
         network.load_state_dict(store.load(part, weights))
         onnx_graph.write(network, folder / f"{name}.onnx")
@@ -80,7 +84,10 @@ def dataset_clips(rows: int, seed: int) -> faces.Clips:
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.arange(rows)
     return faces.render(
-        faces.identities(rows, generator), generator, numbers % len(faces.MOTIONS), (numbers + numbers // 4) % len(faces.BACKGROUNDS)
+        faces.identities(rows, generator),
+        generator,
+        numbers % len(faces.MOTIONS),
+        (numbers + numbers // 4) % len(faces.BACKGROUNDS),
     )
 
 
