@@ -14,6 +14,8 @@ import botocore.exceptions
 import pytest
 
 from tests.cluster import HOST_IMAGE, ClusterError, LocalCluster, SeaweedFS, host_image_pod_patch, paths
+from tests.cluster.build import PAUSE
+from tests.cluster.images import Layer, write_archive
 from tests.cluster.processes import Stat
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -191,6 +193,19 @@ def test_kubectl_exec_reaches_a_running_container(cluster: LocalCluster) -> None
     assert cluster.kubectl("exec", "idle", "--", "id", "-u").strip() == "65532"
 
 
+def test_an_image_from_a_tar_file_runs(cluster: LocalCluster, tmp_path: Path) -> None:
+    layer = Layer()
+    layer.folder("greeting")
+    layer.file("pause", Path(PAUSE.program("pause")).read_bytes(), 0o755)
+    write_archive(tmp_path / "image.tar", "localhost/rewardfl/own:1", layer.to_bytes(), ["/pause"])
+
+    assert cluster.load_image(tmp_path / "image.tar") == ["localhost/rewardfl/own:1"]
+
+    container = {"name": "main", "image": "localhost/rewardfl/own:1", "imagePullPolicy": "Never"}
+    _apply(cluster, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own"}, "spec": {"containers": [container]}})
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/own", "--timeout=60s", timeout_seconds=70)
+
+
 def test_a_failing_kubectl_call_says_what_kubectl_said(cluster: LocalCluster) -> None:
     with pytest.raises(ClusterError, match='pods "nobody" not found'):
         cluster.kubectl("get", "pod", "nobody")
@@ -243,6 +258,7 @@ def test_an_interrupted_up_cleans_up_after_itself() -> None:
         left = _processes_of(folder)
         interrupted.send_signal(signal.SIGINT)
         interrupted.communicate(timeout=60)
+    assert len(left) > 3
     assert [process for process in left if process.is_running] == []
     assert not folder.exists()
     assert _traces_of_clusters() == before
@@ -268,6 +284,7 @@ def test_control_planes_run_beside_each_other_without_a_node() -> None:
         one.kubectl("create", "namespace", "only-here")
         assert "only-here" in one.kubectl("get", "namespaces")
         assert "only-here" not in other.kubectl("get", "namespaces")
+        assert one.helm("list", "--short") == ""
         with pytest.raises(ClusterError, match="has no node"):
             one.load_host_image()
 
