@@ -58,7 +58,7 @@ async def operate(installation: Installation, job: str, last_write: int | None) 
     running = asyncio.create_task(controller.run())
     try:
         while not running.done() and not await asyncio.to_thread(is_settled, installation, job):
-            await asyncio.sleep(0.1)
+            await asyncio.wait([running], timeout=0.1)
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError, BaseExceptionGroup):
