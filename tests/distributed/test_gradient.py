@@ -26,12 +26,12 @@ from tests.distributed.conftest import MakeConfig
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-STEP = 1e-4
-DIRECTIONS = 3
+STEP = 1e-6
+DIRECTIONS = 2
 
 
 class PinnedFaces(FaceReward):
-    """The face reward with the faces found once: detection carries no gradient, so the differences must not either."""
+    """The face reward with faces where the ground truth has them: detection carries no gradient, nor must the differences."""
 
     faces: Faces | None = None
 
@@ -67,7 +67,6 @@ class Toy:
         self.feedback = RewardFeedback(rollout, conditioner, self.reward, self.trainable, parameters)
         dataset = VideoDataset(load_rows(Path(config.dataset)), parameters)
         self.prepared: Prepared = Preparer(dataset, conditioner, self.reward, True, CPU)(0)
-        self.reward.faces = None
 
     def loss(self) -> Tensor:
         return self.feedback.loss(self.prepared, visit=0)[0]
@@ -90,14 +89,15 @@ def stir(trainable: Trainable) -> None:
         parameter.data.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.02)
 
 
+# Every step of the trained DiT lies in the window: what it does before the window is a constant to the gradient, but not to
+# the differences. So with the KL, whose reference moves with the latents of the steps before.
 @pytest.mark.parametrize(
     "training",
     [
-        {"kl_weight": 0.0},
-        {"kl_weight": 0.0, "use_gradient_checkpointing": True, "use_gradient_checkpointing_offload": True},
-        # The reference's velocity carries no gradient, but it moves with the latents: only the first step of a window is exact.
-        {"kl_weight": 1.0, "mid_timestep": 7},
-        {"kl_weight": 0.0, "mid_timestep": 3, "final_timestep": 3, "num_inference_steps": 4},
+        {"kl_weight": 0.0, "mid_timestep": 3},
+        {"kl_weight": 0.0, "mid_timestep": 3, "use_gradient_checkpointing": True, "use_gradient_checkpointing_offload": True},
+        {"kl_weight": 1.0, "mid_timestep": 7, "min_timestep_boundary": 0.5},
+        {"kl_weight": 0.0, "mid_timestep": 2, "final_timestep": 3, "num_inference_steps": 4},
     ],
     ids=["window", "checkpointed", "kl", "four steps"],
 )
@@ -113,4 +113,4 @@ def test_the_loras_gradient_agrees_with_finite_differences(make_config: MakeConf
         direction = [torch.randn(gradient.shape, generator=generator, dtype=torch.float64) for gradient in gradients]
         predicted = sum(float((gradient * part).sum()) for gradient, part in zip(gradients, direction, strict=True))
         measured = (toy.moved(direction, STEP) - toy.moved(direction, -STEP)) / (2 * STEP)
-        assert measured == pytest.approx(predicted, rel=2e-4, abs=1e-8)
+        assert measured == pytest.approx(predicted, rel=1e-5, abs=1e-9)
