@@ -154,8 +154,24 @@ def _waiting(pod: Pod) -> Cause | None:
 
 def restarts(pods: tuple[Pod, ...]) -> int:
     """Return how often the gang was started again after a failure: as often as its most failing member was replaced."""
-    by_index: dict[int, list[Pod]] = {}
-    for pod in sorted(pods, key=lambda pod: pod.created):
-        by_index.setdefault(pod.index, []).append(pod)
-    replaced = (sum(pod.phase == "Failed" and not pod.is_disrupted for pod in group[:-1]) for group in by_index.values())
+    replaced = (sum(_counts(pod) for pod in group[:-1]) for group in _by_index(pods))
     return max(replaced, default=0)
+
+
+def is_retried(cause: Cause, pods: tuple[Pod, ...], backoff_limit: int) -> bool:
+    """Whether the Job controller tries again after `cause`: it is not final, and no index has used up its retries."""
+    failures = max((sum(map(_counts, group)) for group in _by_index(pods)), default=0)
+    return cause.exit_code not in FINAL_EXIT_CODES and failures <= backoff_limit
+
+
+def _by_index(pods: tuple[Pod, ...]) -> list[list[Pod]]:
+    """The pods of each index, the oldest first."""
+    groups: dict[int, list[Pod]] = {}
+    for pod in sorted(pods, key=lambda pod: pod.created):
+        groups.setdefault(pod.index, []).append(pod)
+    return list(groups.values())
+
+
+def _counts(pod: Pod) -> bool:
+    """Whether the Job controller counts `pod` as a failure."""
+    return pod.phase == "Failed" and not pod.is_disrupted

@@ -84,7 +84,9 @@ def manifest(event: Event, job: RewardFLJob, now: datetime) -> dict[str, Any]:
         "type": event.kind,
         "reason": event.reason,
         "message": event.note.encode()[:LONGEST_NOTE].decode("utf-8", "ignore"),
+        "firstTimestamp": time,
         "lastTimestamp": time,
+        "count": 1,
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": FIELD_MANAGER,
     }

@@ -221,6 +221,8 @@ class Reconciler:
             return
         for event in events.of_change(previous, new):
             await self._cluster.apply(events.manifest(event, job, self._clock()))
+        if new.phase != previous.phase:
+            logger.info("%s/%s: %s -> %s", *key, previous.phase, new.phase)
         written = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
         self._store.put(written)
 

@@ -10,7 +10,7 @@ from typing import Literal
 from rewardfl_api.errors import Reason
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.progress import Progress
-from rewardfl_api.status import FINISHED_PHASES, Condition, Phase, RewardFLJobStatus, Workers
+from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Phase, RewardFLJobStatus, Workers
 
 from . import causes
 from .names import QUEUE_LABEL
@@ -60,7 +60,7 @@ def derive(
     if is_final(previous):
         return previous
     fresh = progress if progress is not None and _is_fresh(progress, children) else None
-    situation = assess(job, children, fresh)
+    situation = assess(job, children, fresh, previous)
     status = previous.model_copy(
         update={
             "phase": situation.phase,
@@ -84,7 +84,7 @@ def refused(job_generation: int, reason: Reason, message: str, previous: RewardF
     )
 
 
-def assess(job: RewardFLJob, children: Children, fresh: Progress | None) -> Situation:
+def assess(job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus) -> Situation:
     """Say where the job stands. `fresh` is the report of the pods that run now."""
     seen = children.job
     if seen is None or seen.deleting:
@@ -96,7 +96,7 @@ def assess(job: RewardFLJob, children: Children, fresh: Progress | None) -> Situ
         return Situation("Failed", cause.reason, cause.text)
     if seen.suspended:
         return _held(job)
-    return _underway(job, children, fresh)
+    return _underway(job, children, fresh, previous)
 
 
 def _held(job: RewardFLJob) -> Situation:
@@ -106,7 +106,7 @@ def _held(job: RewardFLJob) -> Situation:
     return Situation("Suspended", Reason.SUSPENDED, "runPolicy.suspend is true; set it to false to go on.")
 
 
-def _underway(job: RewardFLJob, children: Children, fresh: Progress | None) -> Situation:
+def _underway(job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus) -> Situation:
     """Say how far the pods are; what keeps them from starting, or made them start again, comes first."""
     phase = _phase_of_pods(job, children, fresh)
     waiting = causes.of_waiting(children.live_pods)
@@ -115,6 +115,9 @@ def _underway(job: RewardFLJob, children: Children, fresh: Progress | None) -> S
     lost = causes.last_failure(children.pods)
     if lost is not None and phase not in ("Training", "Saving") and _is_replacing(job, children, lost[1]):
         cause = lost[0]
+        if not causes.is_retried(cause, children.pods, job.spec.run_policy.backoff_limit):
+            # The Job controller is about to say so as well; until then nothing starts again.
+            return Situation(previous.phase or phase, cause.reason, cause.text)
         reason = Reason.DISRUPTED if cause.reason is Reason.DISRUPTED else Reason.RESTARTING
         return Situation(phase, reason, f"Starting again after {cause.reason.value}: {cause.text}")
     message = fresh.message if fresh is not None and fresh.message else _message(phase, job, children)
@@ -165,15 +168,17 @@ def _conditions(job: RewardFLJob, now_is: Situation, previous: RewardFLJobStatus
     generation, phase = job.metadata.generation, now_is.phase
     runs = phase in RUNNING_PHASES and now_is.reason is REASON_OF_PHASE.get(phase)
     staged = runs or phase == "Succeeded" or (phase == "Failed" and _held_before("Staged", previous))
-    rows: list[tuple[Literal["Accepted", "Staged", "Running", "Suspended", "Succeeded", "Failed"], bool, Reason, str]] = [
+    ended = phase in FINISHED_PHASES
+    held = phase in ("Suspended", "Queued")
+    rows: list[tuple[ConditionType, bool, Reason, str]] = [
         ("Accepted", True, Reason.ACCEPTED, "The resource is valid and its objects were made."),
-        ("Staged", staged, Reason.COMPLETED if staged else now_is.reason, "" if staged else now_is.message),
-        ("Running", runs, now_is.reason, now_is.message),
-        ("Suspended", phase in ("Suspended", "Queued"), now_is.reason, now_is.message),
+        ("Staged", staged, Reason.COMPLETED if staged else now_is.reason, ""),
+        ("Running", runs, now_is.reason, "" if ended else now_is.message),
     ]
-    if phase in FINISHED_PHASES:
-        rows += [("Succeeded", phase == "Succeeded", now_is.reason, now_is.message)]
-        rows += [("Failed", phase == "Failed", now_is.reason, now_is.message)]
+    if held or any(item.type == "Suspended" for item in previous.conditions):
+        rows.append(("Suspended", held, now_is.reason, now_is.message if held else ""))
+    if ended:
+        rows.append(("Succeeded" if phase == "Succeeded" else "Failed", True, now_is.reason, now_is.message))
     return [_condition(kind, holds, reason, message, generation, previous, now) for kind, holds, reason, message in rows]
 
 

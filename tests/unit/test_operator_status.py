@@ -114,7 +114,7 @@ def test_success_keeps_the_last_report_and_says_when() -> None:
     assert found.results.lora == "s3://results/face/lora.safetensors"
     assert found.completion_time == START + timedelta(seconds=500)
     assert find(found, "Succeeded").status == "True"
-    assert find(found, "Failed").status == "False"
+    assert "Failed" not in [item.type for item in found.conditions]
 
 
 def test_a_finished_job_stays_as_it_is_when_its_pods_and_job_are_gone() -> None:
@@ -187,6 +187,18 @@ def test_a_failure_that_is_tried_again_is_a_restart_with_its_cause() -> None:
     assert "StorageUnavailable: the storage did not answer." in find(found, "Running").message
     assert not [item for item in found.conditions if item.type == "Failed"]
     assert found.restarts == 1
+
+
+@pytest.mark.parametrize(("code", "backoff_limit"), [(69, 0), (65, 3)])
+def test_a_failure_that_is_not_tried_again_is_no_restart_even_before_the_job_has_failed(code: int, backoff_limit: int) -> None:
+    left = message(Reason.STORAGE_UNAVAILABLE, "no answer.", code, 100)
+    before = derive(children(staging_pod(0), staging_pod(1)))
+    failed = pod(0, ended("stage", code, 1, 100, left), waiting("trainer"), phase="Failed")
+
+    found = derive(children(failed, staging_pod(1)), None, before, runPolicy={"backoffLimit": backoff_limit})
+
+    assert (found.phase, find(found, "Running").reason) == ("Staging", Reason.STORAGE_UNAVAILABLE)
+    assert "Starting again" not in find(found, "Running").message
 
 
 def test_a_restart_is_over_once_the_gang_trains_again() -> None:
