@@ -50,6 +50,6 @@ def _lost_at(pod: Pod) -> datetime | None:
 
 
 def _took_part(pod: Pod, lost: datetime) -> bool:
-    """Whether `pod` was training when a member was lost."""
+    """Whether `pod` was training when a member was lost. Kubernetes' times are whole seconds, so equal ones count."""
     trainer = pod.trainer
-    return trainer.started is not None and trainer.exit_code is None and trainer.started < lost
+    return trainer.started is not None and trainer.exit_code is None and trainer.started <= lost

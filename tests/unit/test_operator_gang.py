@@ -15,6 +15,12 @@ def test_survivors_of_a_dead_rank_are_evicted_quickly() -> None:
     assert evictions(children(training_pod(0, 10), FAILED)) == (Eviction("face-0-0", BROKEN_GANG_GRACE_SECONDS),)
 
 
+def test_a_rank_that_dies_in_the_second_in_which_all_started_is_a_loss_too() -> None:
+    died_at_once = pod(1, ended("stage", 0, 0, 10), ended("trainer", 1, 10, 10), phase="Failed")
+
+    assert evictions(children(training_pod(0, 10), died_at_once)) == (Eviction("face-0-0", BROKEN_GANG_GRACE_SECONDS),)
+
+
 def test_when_one_pod_is_taken_away_all_get_the_time_to_save() -> None:
     leaving = pod(1, ended("stage", 0, 0, 10), running("trainer", 10), deleting=True, conditions=(TAKEN,))
 
