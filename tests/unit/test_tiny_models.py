@@ -187,7 +187,7 @@ def test_the_vae_reconstructs_recognisable_faces(family: Family, reward: FaceRew
 def test_sampled_videos_show_the_person_but_not_perfectly(family: Family, examples: list[Example]) -> None:
     scores = family.scores(examples, [0, 1])
 
-    assert 0.3 < sum(scores) / len(scores) < 0.8
+    assert 0.35 < sum(scores) / len(scores) < 0.75
 
 
 def test_another_person_scores_lower_than_the_right_one(family: Family, examples: list[Example], reward: FaceReward) -> None:

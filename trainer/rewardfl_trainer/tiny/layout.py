@@ -29,7 +29,7 @@ SHARDS: Final = 2
 TEXT_FILE: Final = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE: Final = "Wan2.1_VAE.pth"
 TOKENIZER: Final = "google/umt5-xxl"
-DATASETS: Final = {"dataset": (8, 11), "dataset-eval": (4, 12)}
+DATASETS: Final = {"dataset": (16, 11), "dataset-eval": (8, 12)}
 """Folder: rows, and the seed of its people. Nobody is in both, and nobody was trained on."""
 
 
