@@ -17,8 +17,9 @@ import yaml
 
 from examples.current_cluster import current_stack
 from tests.cluster import ClusterError
+from tests.cluster.paths import REPOSITORY
 from tests.cluster.report import say
-from tests.cluster.stack import BUCKET, FINISHED_PHASES, REPOSITORY, Stack
+from tests.cluster.stack import BUCKET, FINISHED_PHASES, Stack
 
 MANIFEST = REPOSITORY / "examples" / "rewardfljob-tiny.yaml"
 RESULTS = REPOSITORY / "demo-results"
