@@ -82,3 +82,44 @@ def test_one_rank_with_accumulation_equals_two_ranks(make_config: MakeConfig, tm
     alone = train([make_config(name="one", max_steps=2, gradient_accumulation_steps=2)], tmp_path, ranks=1)["one"][0]
     for name, tensor in together["weights"]["lora"].items():
         torch.testing.assert_close(alone["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+FULL = {
+    "dit2": {"trainable_models": "dit2"},
+    "both-dits": {"trainable_models": "dit,dit2", "mid_timestep": 2},
+    "vae": {"trainable_models": "vae"},
+    "text-encoder": {"trainable_models": "text_encoder"},
+    "dit2-bf16": {"trainable_models": "dit2", "dtype": "bf16"},
+    "lora-bf16": {"trainable_models": "dit2", "lora_base_model": "dit2", "dtype": "bf16"},
+}
+
+
+@pytest.fixture(scope="module")
+def by_model(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    configs = [
+        make_module_config(name=name, **{"max_steps": 2, "lora_base_model": None, "weight_decay": 0.0, **training})
+        for name, training in FULL.items()
+    ]
+    return train(configs, tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_what_is_named_is_trained_and_nothing_else(by_model: dict[str, list[dict[str, Any]]], name: str) -> None:
+    first, second = by_model[name]
+    assert_same_weights(first, second)
+    assert first["applied"] == [True, True]
+    assert all(first["unchanged"].values())
+    named = str(FULL[name]["trainable_models"]).split(",")
+    assert {tensor.split(".")[0] for tensor in first["moved"]} == set(named)
+    moved = [tensor for tensor, has_moved in first["moved"].items() if has_moved]
+    for network in named:
+        assert any(tensor.startswith(f"{network}.") for tensor in moved)
+    still = [tensor for tensor, has_moved in first["moved"].items() if not has_moved]
+    assert len(still) < 0.1 * len(first["moved"]), still
+
+
+def test_lora_masters_stay_fp32_through_training_in_bf16(by_model: dict[str, list[dict[str, Any]]]) -> None:
+    (tensors,) = by_model["lora-bf16"][0]["weights"].values()
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    low_bits = torch.cat([(tensor.view(torch.int32) & 0xFFFF).flatten() for tensor in tensors.values()])
+    assert float((low_bits != 0).float().mean()) > 0.5, "bf16 would leave the lower half of every number zero"

@@ -28,12 +28,15 @@ def main(results: Path, paths: list[str]) -> None:
         run = assemble(config, process)
         models = run.feedback.rollout.models
         before = {name: frozen_state(network, run) for name, network in models.networks().items()}
+        trained = {name: parameter.detach().clone() for name, parameter in run.trainable.parameters()}
         outcomes, steps = [], []
         for batch in run.order.batches():
             batch_outcomes, report = train_batch(run, batch)
             outcomes += batch_outcomes
             steps.append(report)
-        torch.save(summary(run, models, before, outcomes, steps), results / f"{config.name}-rank{process.rank}.pt")
+        content = summary(run, models, before, outcomes, steps)
+        content["moved"] = {name: not torch.equal(p, trained[name]) for name, p in run.trainable.parameters()}
+        torch.save(content, results / f"{config.name}-rank{process.rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

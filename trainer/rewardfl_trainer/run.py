@@ -1,6 +1,6 @@
 """Puts a run together: data, models, reward, engine and what writes results. `train.py` then only loops.
 
-The order is that of what fails soonest and costs least: output writable, dataset, faces in first frames, then the networks.
+The order is that of what fails soonest and costs least: output, model files, dataset, faces in first frames, the networks.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflig
 from .engine import ZERO3, Engine
 from .environment import Process
 from .feedback import RewardFeedback
+from .model_files import resolve_model_paths
 from .models import DTYPES, load_models
 from .preparation import Preparer
 from .rewards.face import FaceReward
@@ -102,6 +103,7 @@ def assemble(config: TrainerConfig, process: Process) -> Run:
     parameters, device = config.training, process.device
     storage = Storage.from_config(config)
     on_main(process, lambda: storage.check_writable(config.output))
+    resolve_model_paths(parameters.model_paths or [])
     reward = _load_reward(parameters, process)
     rows = on_main(process, lambda: _check_dataset(config, reward))
     models = load_models(parameters, device)

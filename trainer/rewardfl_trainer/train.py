@@ -68,7 +68,7 @@ def train(config: TrainerConfig, process: Process) -> None:
             before = run.sampler.generate(run.sample_positions, "before")
             log.sample_scores(0, before)
             reporter.update(phase="Training", step=0, total_steps=total)
-            checkpoint = _train_steps(run, log, reporter)
+            checkpoint = train_steps(run, log, reporter)
             reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=checkpoint)
             after = run.sampler.generate(run.sample_positions, "after")
             log.sample_scores(total, after)
@@ -76,7 +76,7 @@ def train(config: TrainerConfig, process: Process) -> None:
         reporter.update(phase="Saving", step=total, total_steps=total, results=results)
 
 
-def _train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> Checkpoint | None:
+def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> Checkpoint | None:
     """Make every optimizer step; return the last checkpoint (on the main rank)."""
     parameters, total = run.config.training, run.order.total_steps
     clock, bad_steps, checkpoint = Clock(), 0, None

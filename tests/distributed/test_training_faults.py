@@ -1,0 +1,99 @@
+"""Training that goes wrong ends as it should: NaNs are skipped and counted, bad configurations are named, nothing hangs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_trainer import environment
+from rewardfl_trainer.environment import Process
+from rewardfl_trainer.metrics import MetricsLog
+from rewardfl_trainer.progress import Reporter
+from rewardfl_trainer.run import Run, assemble
+from rewardfl_trainer.train import train_steps
+from tests.distributed.conftest import MakeConfig
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def process(make_module_config: MakeConfig) -> Process:
+    config = make_module_config()
+    environment.prepare(config)
+    return environment.join_process_group(config)
+
+
+def poison(run: Run) -> None:
+    """Let the decoder compute what is not a number from now on."""
+    run.feedback.rollout.models.vae.model.conv2.weight.data.fill_(torch.nan)
+
+
+def state(run: Run) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.trainable.parameters()}
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_checkpoint(
+    make_config: MakeConfig, process: Process, stage: int
+) -> None:
+    section = {"zero_optimization": {"stage": stage}}
+    run = assemble(make_config(deepspeed=section, max_steps=3, max_bad_steps=2, save_steps=1), process)
+    with MetricsLog(run.folder, process) as log, Reporter(None) as reporter:
+        train_steps(run, log, reporter)
+        good, rate = state(run), run.engine.schedule.get_last_lr()
+        poison(run)
+        with pytest.raises(RewardFLError, match=r"not finite 2 times in a row \(training\.max_bad_steps\)") as caught:
+            train_steps(run, log, reporter)
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.DIVERGED, ExitCode.BAD_CONFIGURATION)
+    assert run.engine.schedule.get_last_lr() == rate
+    for name, value in state(run).items():
+        assert torch.equal(value, good[name]), name
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 2]
+    assert lines[-1]["loss"] is None
+    assert (run.folder / "checkpoints" / "step-3" / "manifest.json").is_file()
+
+
+def start(config: Path, tmp_path: Path) -> tuple[int, dict[str, object], str]:
+    """Run the trainer as a pod does; return exit code, termination message and log."""
+    message = tmp_path / "termination-log"
+    environment = {**os.environ, "TERMINATION_LOG": str(message), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rewardfl_trainer.train", "--config", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return done.returncode, json.loads(message.read_text()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("num_frames", 80, "training.num_frames: num_frames=80: must be 4k+1 (77 or 81)"),
+        ("model_name", "wan9_9", "wan9_9"),
+        ("learning_rat", 1e-4, "training.learning_rat"),
+    ],
+)
+def test_a_bad_configuration_ends_with_78_and_names_the_field(
+    make_config: MakeConfig, tmp_path: Path, field: str, value: object, expected: str
+) -> None:
+    content = make_config().to_trainer()
+    content["training"][field] = value
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    code, message, _ = start(path, tmp_path)
+    assert code == ExitCode.BAD_CONFIGURATION
+    assert message["reason"] == Reason.BAD_CONFIGURATION
+    assert expected in str(message["message"])
+    assert message["hint"]
+
+
+def test_a_missing_model_ends_with_66_before_any_network_is_loaded(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(make_config(model_paths=[str(tmp_path / "gone.safetensors")]).dump())
+    code, message, _ = start(path, tmp_path)
+    assert (code, message["reason"]) == (ExitCode.MISSING_INPUT, Reason.MODEL_NOT_FOUND)
+    assert "gone.safetensors" in str(message["message"])
