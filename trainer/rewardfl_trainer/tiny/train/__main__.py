@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from rewardfl_trainer.tiny import store
 from rewardfl_trainer.tiny.face_networks import Landmarks
@@ -18,7 +17,10 @@ from rewardfl_trainer.tiny.train import detector, dit, recogniser, text, vae
 from rewardfl_trainer.tiny.train.loop import Budget
 
 MANY: Final = 1_000_000
-DIT_CLIPS: Final = 1024
+AVERAGE_DECAY: Final = 0.99
+HIGH_CLIPS: Final = 768
+LOW_CLIPS: Final = 256
+LOW_STEPS: Final = 180
 
 
 def train_vae(minutes: float, seed: int, out: Path) -> None:
@@ -47,20 +49,19 @@ def train_recogniser(minutes: float, seed: int, out: Path) -> None:
 
 
 def train_dit(minutes: float, seed: int, out: Path) -> None:
-    """Both experts, one after the other, on the repository's VAE and text encoder."""
-    expert: dict[str, Tensor]
-    expert, _ = dit.train("high", _budget(minutes / 2, 2e-3), seed, DIT_CLIPS)
-    store.save("dit_high", expert, out)
-    expert, _ = dit.train("low", _budget(minutes / 2, 2e-3), seed + 1, DIT_CLIPS)
-    store.save("dit_low", expert, out)
+    """Both experts on the repository's VAE and text encoder; the low-noise one stops early, so that Reward FL has work to do."""
+    high, _ = dit.train("high", _budget(minutes, 3e-3), seed, HIGH_CLIPS)
+    store.save("dit_high", high, out)
+    low, _ = dit.train("low", Budget(LOW_STEPS, 3e-3, minutes, average_decay=AVERAGE_DECAY), seed + 1, LOW_CLIPS)
+    store.save("dit_low", low, out)
 
 
 PARTS: Final[dict[str, tuple[Callable[[float, int, Path], None], float]]] = {
     "text": (train_text, 1),
-    "vae": (train_vae, 20),
-    "detector": (train_detector, 15),
-    "recogniser": (train_recogniser, 10),
-    "dit": (train_dit, 30),
+    "vae": (train_vae, 17),
+    "detector": (train_detector, 24),
+    "recogniser": (train_recogniser, 7),
+    "dit": (train_dit, 8),
 }
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rewardfl_trainer.tiny.train")
     parser.add_argument("--part", choices=list(PARTS), required=True)
     parser.add_argument("--out", type=Path, default=store.FOLDER)
-    parser.add_argument("--minutes", type=float, help="default: what the committed weights took")
+    parser.add_argument("--minutes", type=float, help="default: about what the committed weights took")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     train, minutes = PARTS[arguments.part]
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _budget(minutes: float, learning_rate: float) -> Budget:
-    return Budget(steps=MANY, learning_rate=learning_rate, minutes=minutes, average_decay=0.98)
+    return Budget(steps=MANY, learning_rate=learning_rate, minutes=minutes, average_decay=AVERAGE_DECAY)
 
 
 if __name__ == "__main__":
