@@ -134,7 +134,7 @@ class Stack:
         last: dict[str, Any] | None = None
         while time.monotonic() < end:
             status = dict(self.job(name).get("status") or {})
-            if status != last:
+            if status and status != last:
                 yield status
                 last = status
             if status.get("phase") in FINISHED_PHASES:
