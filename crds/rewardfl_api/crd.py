@@ -46,6 +46,8 @@ def generate() -> dict[str, Any]:
     spec["properties"]["training"]["x-kubernetes-validations"] = _training_rules()
     spec["properties"]["cache"]["x-kubernetes-validations"] = _cache_rules()
     spec["properties"]["deepspeed"]["x-kubernetes-validations"] = _deepspeed_rules()
+    status = structural(RewardFLJobStatus)
+    del status["default"]  # a job that nobody has looked at yet has no status
     root: Schema = {
         "type": "object",
         "description": (RewardFLJob.__doc__ or "").strip(),
@@ -55,7 +57,7 @@ def generate() -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural(RewardFLJobStatus),
+            "status": status,
         },
         "x-kubernetes-validations": [
             _rule(

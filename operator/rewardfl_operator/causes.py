@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from pydantic.alias_generators import to_camel
+
 from rewardfl_api.errors import FINAL_EXIT_CODES, ExitCode, Reason, TerminationMessage
 from rewardfl_api.reasons import EXPLANATIONS
 
@@ -28,6 +30,7 @@ CONSEQUENCES = (Reason.TERMINATED, Reason.DISRUPTED)
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 CONFIGURATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 SECRET_IN_MESSAGE = re.compile(r"secret", re.IGNORECASE)
+TRAINER_FIELD = re.compile(r"\b(training|storage|deepspeed)\.([a-z][a-z0-9_]*_[a-z0-9_]+)")
 VOLUME_IN_MESSAGE = re.compile(r"persistentvolumeclaim|unbound.*volume|volume node affinity", re.IGNORECASE)
 
 
@@ -55,6 +58,11 @@ class Cause:
         if self.reason in CONSEQUENCES:
             return 3, self.time
         return (2 if self.reason is Reason.TRAINER_FAILED else 1), self.time
+
+
+def in_resource_spelling(text: str) -> str:
+    """Return `text` with the trainer's field names (training.num_frames) as the resource spells them (training.numFrames)."""
+    return TRAINER_FIELD.sub(lambda field: f"{field[1]}.{to_camel(field[2])}", text)
 
 
 def of_pod(pod: Pod) -> Cause | None:
@@ -117,7 +125,7 @@ def _of_container(pod: Pod, container: Container) -> Cause:
     left = TerminationMessage.parse(container.message)
     if left is not None:
         time = datetime.fromtimestamp(left.time, UTC) if 0 < left.time < NEVER.timestamp() else finished
-        return Cause(left.reason, left.message, left.hint, code, time)
+        return Cause(left.reason, in_resource_spelling(left.message), in_resource_spelling(left.hint), code, time)
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == "OOMKilled":
         message = f"{where} was killed because it needed more memory than its limit."

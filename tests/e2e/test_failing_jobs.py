@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
 EXPECTED = {
     "missing-bucket": ("BucketNotFound", "s3://no-such-bucket/dataset/"),
     "wrong-credentials": ("StorageAccessDenied", "credentialsSecretName"),
-    "no-face": ("NoFaceInFirstFrame", "onMissingFace"),
+    "no-face": ("NoFaceInFirstFrame", "use other videos"),
     "unknown-model": ("InvalidSpec", "wan2_2"),
 }
 
