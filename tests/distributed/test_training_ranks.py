@@ -44,9 +44,17 @@ def assert_same_weights(first: dict[str, Any], second: dict[str, Any]) -> None:
             assert torch.equal(tensor, second["weights"][file][name]), name
 
 
+def section(preset: DeepSpeedPreset) -> dict[str, Any]:
+    """Return the preset's section. A toy lies within ZeRO 3's reuse distance as a whole, which it searches quadratically."""
+    found = preset_config(preset)
+    if found["zero_optimization"]["stage"] == 3:
+        found["zero_optimization"]["stage3_max_reuse_distance"] = 0
+    return found
+
+
 @pytest.fixture(scope="module")
 def by_preset(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    configs = [make_module_config(name=preset, deepspeed=preset_config(preset), max_steps=STEPS) for preset in PRESETS]
+    configs = [make_module_config(name=preset, deepspeed=section(preset), max_steps=STEPS) for preset in PRESETS]
     return train(configs, tmp_path_factory.mktemp("presets"))
 
 
@@ -74,7 +82,7 @@ def test_models_that_are_not_trained_are_bit_identical_afterwards(
 ) -> None:
     for found in by_preset[preset]:
         assert found["unchanged"] == {"dit": True, "dit2": True, "text_encoder": True, "vae": True}
-        assert min(count for name, count in found["frozen_tensors"].items() if name != "dit2") > 10
+        assert min(found["frozen_tensors"].values()) > 10
 
 
 def test_one_rank_with_accumulation_equals_two_ranks(make_config: MakeConfig, tmp_path: Path) -> None:

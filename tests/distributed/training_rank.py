@@ -27,7 +27,7 @@ def main(results: Path, paths: list[str]) -> None:
     for config in configs:
         run = assemble(config, process)
         models = run.feedback.rollout.models
-        before = {name: frozen_state(network, run) for name, network in models.networks().items()}
+        before = {name: frozen_state(network) for name, network in models.networks().items()}
         trained = {name: parameter.detach().clone() for name, parameter in run.trainable.parameters()}
         outcomes, steps = [], []
         for batch in run.order.batches():
@@ -41,14 +41,18 @@ def main(results: Path, paths: list[str]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def frozen_state(network: nn.Module, run: Run) -> dict[str, torch.Tensor]:
-    """Return copies of the parameters and buffers that are not trained (whole ones: ZeRO 3 keeps a shard of others)."""
+def frozen_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the parameters and buffers that are not trained, whole."""
+    from deepspeed.runtime.zero import GatheredParameters
+
     named = [*network.named_parameters(), *network.named_buffers()]
-    return {name: value.detach().clone() for name, value in named if not value.requires_grad and value.numel()}
+    partitioned = [value for _, value in named if hasattr(value, "ds_id")]
+    with GatheredParameters(partitioned, enabled=bool(partitioned)):
+        return {name: value.detach().clone() for name, value in named if not value.requires_grad}
 
 
 def summary(run: Run, models: Models, before: Any, outcomes: list[Any], steps: list[Any]) -> dict[str, Any]:
-    after = {name: frozen_state(network, run) for name, network in models.networks().items()}
+    after = {name: frozen_state(network) for name, network in models.networks().items()}
     unchanged = {
         name: state.keys() == after[name].keys() and all(torch.equal(value, after[name][key]) for key, value in state.items())
         for name, state in before.items()
