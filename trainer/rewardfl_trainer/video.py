@@ -21,8 +21,8 @@ WAN_FRAMES_PER_SECOND = 16
 
 ENCODER: Final = "libx264"
 """H.264 with yuv420p in mp4 plays in every browser; PyAV's wheels bundle this encoder."""
-ENCODER_OPTIONS = {"crf": "18", "preset": "medium"}
-"""Constant quality that looks lossless."""
+ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "threads": "1"}
+"""Constant quality that looks lossless. With several threads x264 does not always give the same file for the same frames."""
 
 HALF_RANGE = 127.5
 """Half of the range of a pixel's value."""
