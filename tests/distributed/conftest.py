@@ -1,14 +1,19 @@
 """The tiny family on disk, once for all tests, and configurations of runs on it."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed
 
 from rewardfl_api.trainer_config import TrainerConfig
-from rewardfl_trainer import tiny
+from rewardfl_trainer import environment, tiny
+from rewardfl_trainer.environment import Process
+
+RANK_VARIABLES = {*environment.SINGLE_PROCESS, "MASTER_PORT"}
 
 MakeConfig = Callable[..., TrainerConfig]
 
@@ -30,6 +35,23 @@ def make_config(tiny_family: Path, tmp_path: Path) -> MakeConfig:
 def make_module_config(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeConfig:
     """The same, for the runs that several tests look at."""
     return maker(tiny_family, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="package")
+def process(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """This process as the only rank of a group, which is left before another package makes one."""
+    known = dict(os.environ)
+    config = maker(tiny_family, tmp_path_factory.mktemp("process"))()
+    environment.prepare(config)
+    yield environment.join_process_group(config)
+    distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(known)
+
+
+def environment_of_a_child(**variables: str) -> dict[str, str]:
+    """Return our environment without what makes us a rank: a child that inherits it would try to join our group."""
+    return {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES} | variables
 
 
 def maker(tiny_family: Path, folder: Path) -> MakeConfig:

@@ -1,7 +1,6 @@
 """The launcher ends as the rank that failed first did, whatever torchrun makes of it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.distributed.conftest import environment_of_a_child
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,7 @@ def launched(tmp_path: Path) -> Any:
     log = tmp_path / "termination-log"
 
     def start(how: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "TERMINATION_LOG": str(log), "PET_NPROC_PER_NODE": "2", "PET_STANDALONE": "1"}
+        environment = environment_of_a_child(TERMINATION_LOG=str(log), PET_NPROC_PER_NODE="2", PET_STANDALONE="1")
         command = [sys.executable, "-m", "rewardfl_trainer.launch", str(tmp_path / "rank.py"), how]
         return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from rewardfl_trainer import environment
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.samples import mean_score
@@ -16,13 +15,6 @@ ROWS = 8
 STEPS = 30
 MARGIN = 0.03
 SEEDS = (1, 2, 3)
-
-
-@pytest.fixture(scope="module")
-def process(make_module_config: MakeConfig) -> Process:
-    config = make_module_config()
-    environment.prepare(config)
-    return environment.join_process_group(config)
 
 
 def evaluate(run: Run, moment: str) -> float:

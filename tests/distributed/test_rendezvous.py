@@ -1,6 +1,5 @@
 """Pods of a job meet whatever the order in which they come, and whatever an attempt before them has left behind."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from rewardfl_api.errors import RewardFLError
 from rewardfl_trainer import rendezvous
+from tests.distributed.conftest import environment_of_a_child
 
 RANK = """
 import os, sys, time
@@ -47,7 +47,7 @@ def start(tmp_path: Path, port: int) -> Iterator[Start]:
 
     def start(index: int, seconds: float = 0.0, timeout_seconds: int = 300) -> Pod:
         environment = {
-            **os.environ,
+            **environment_of_a_child(),
             "OMP_NUM_THREADS": "1",
             "POD": str(index),
             "TERMINATION_LOG": str(tmp_path / f"log-{len(pods)}"),

@@ -1,7 +1,6 @@
 """Training that goes wrong ends as it should: NaNs are skipped and counted, bad configurations are named, nothing hangs."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +10,14 @@ import torch
 import yaml
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_trainer import environment
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.metrics import MetricsLog
 from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.train import train_steps
-from tests.distributed.conftest import MakeConfig
+from tests.distributed.conftest import MakeConfig, environment_of_a_child
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def process(make_module_config: MakeConfig) -> Process:
-    config = make_module_config()
-    environment.prepare(config)
-    return environment.join_process_group(config)
 
 
 def poison(run: Run) -> None:
@@ -63,7 +54,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_che
 def start(config: Path, tmp_path: Path) -> tuple[int, dict[str, object], str]:
     """Run the trainer as a pod does; return exit code, termination message and log."""
     message = tmp_path / "termination-log"
-    environment = {**os.environ, "TERMINATION_LOG": str(message), "OMP_NUM_THREADS": "1"}
+    environment = environment_of_a_child(TERMINATION_LOG=str(message), OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "rewardfl_trainer.train", "--config", str(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     return done.returncode, json.loads(message.read_text()), done.stderr
@@ -72,7 +63,7 @@ def start(config: Path, tmp_path: Path) -> tuple[int, dict[str, object], str]:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("num_frames", 80, "training.num_frames: num_frames=80: must be 4k+1 (77 or 81)"),
+        ("num_frames", 80, "training.num_frames=80: must be 4k+1 (77 or 81)"),
         ("model_name", "wan9_9", "wan9_9"),
         ("learning_rat", 1e-4, "training.learning_rat"),
     ],

@@ -1,6 +1,5 @@
 """Two ranks with gloo train the tiny family: the same LoRA on both, under every ZeRO stage, and nothing else changes."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import torch
 
 from rewardfl_api.deepspeed import DeepSpeedPreset, preset_config
 from rewardfl_api.trainer_config import TrainerConfig
-from tests.distributed.conftest import MakeConfig
+from tests.distributed.conftest import MakeConfig, environment_of_a_child
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +29,7 @@ def train(configs: Sequence[TrainerConfig], tmp_path: Path, ranks: int = 2) -> d
     results.mkdir(exist_ok=True)
     script = Path(__file__).with_name("training_rank.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = environment_of_a_child(OMP_NUM_THREADS="1")
     subprocess.run([*launch, str(results), *map(str, paths)], env=environment, check=True, timeout=TIMEOUT_SECONDS)
     return {
         config.name: [torch.load(results / f"{config.name}-rank{rank}.pt", weights_only=True) for rank in range(ranks)]

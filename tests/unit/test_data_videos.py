@@ -215,3 +215,13 @@ def test_written_videos_play_in_browsers_and_read_back(tmp_path: Path) -> None:
     read = np.stack(list(read_frames(path, 9)))
     assert np.abs(read.astype(int) - to_uint8(video)).mean() < 4
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_frames_give_the_same_file_every_time(tmp_path: Path) -> None:
+    colours = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    video = torch.nn.functional.interpolate(colours, (33, 64, 64), mode="trilinear")[0]
+    files = set()
+    for attempt in range(20):
+        write_video(tmp_path / f"{attempt}.mp4", video)
+        files.add((tmp_path / f"{attempt}.mp4").read_bytes())
+    assert len(files) == 1
