@@ -81,6 +81,8 @@ class OptimizationParameters(ApiModel):
     """Seed of everything random: LoRA initialisation, shuffling, noise."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Compute precision. Trainable weights, their gradients' sum and the optimizer are kept in fp32 in either case."""
+    compat: Literal["none", "roll"] = "none"
+    """roll: compute the loss as ROLL's Reward FL did, its mistakes included, to compare with it. See docs/algorithm.md."""
     use_gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
     use_gradient_checkpointing_offload: bool = False
