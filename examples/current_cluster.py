@@ -71,7 +71,7 @@ def current_stack() -> Iterator[Stack]:
     stack = Stack(cluster, storage)
     try:
         ensure_bucket(storage.client())
-    except botocore.exceptions.BotoCoreError as error:
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
         raise ClusterError(f"{ENDPOINT}={storage.endpoint}: {error}") from error
     values = os.environ.get(VALUES)
     stack.prepare(yaml.safe_load(Path(values).read_text(encoding="utf-8")) if values else {})

@@ -59,6 +59,8 @@ def run(stack: Stack) -> bool:
     """Apply the job, show its line as it changes, fetch the results; whether it succeeded."""
     manifest = read_manifest(stack.storage_spec())
     name = manifest["metadata"]["name"]
+    # Left by a demo before this one, on a cluster that outlives them.
+    stack.cluster.kubectl("delete", "rewardfljob", name, "--ignore-not-found", timeout_seconds=120)
     say(f"kubectl apply -f {MANIFEST.relative_to(REPOSITORY)}")
     stack.apply(manifest)
     say("kubectl get rewardfljobs --watch")
