@@ -165,6 +165,19 @@ class RewardParameters(ApiModel):
     """What the preflight does with a dataset row that has no face in its first frame."""
 
 
+class CachingParameters(ApiModel):
+    """What is computed once, before training, and kept in the cache for this run and later ones."""
+
+    cache_conditions: bool = True
+    """Encode prompts and images once; umT5 and the VAE's encoder are then not in memory while training. Has no effect where one
+    of these networks is trained."""
+    cache_references: bool = True
+    """Compute what the reward needs of the ground-truth videos (their faces) once."""
+    cache_prefix: bool = True
+    """Make the leading denoising steps that nothing trained takes part in once for each row and noise; the high-noise DiT is then
+    not in memory while training."""
+
+
 class ReportingParameters(ApiModel):
     """What is written, and how often."""
 
@@ -176,7 +189,9 @@ class ReportingParameters(ApiModel):
     """Dataset rows of which a video is generated before and after training, with the same noise."""
 
 
-class TrainingParameters(ReportingParameters, RewardParameters, SamplingParameters, ModelParameters, OptimizationParameters):
+class TrainingParameters(
+    CachingParameters, ReportingParameters, RewardParameters, SamplingParameters, ModelParameters, OptimizationParameters
+):
     """Every training parameter. In the resource the names are camelCase, in the trainer's configuration snake_case."""
 
     @field_validator("model_paths", mode="before")

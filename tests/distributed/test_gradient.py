@@ -64,9 +64,10 @@ class Toy:
         conditioner = Conditioner(models, parameters.extra_input_names, torch.float64, CPU)
         self.reward = PinnedFaces.load(Path(parameters.reward_model_path), dtype=torch.float64)
         rollout = Rollout(models, self.trainable, plan, parameters)
-        self.feedback = RewardFeedback(rollout, conditioner, self.reward, self.trainable, parameters)
         dataset = VideoDataset(load_rows(Path(config.dataset)), parameters)
-        self.prepared: Prepared = Preparer(dataset, conditioner, self.reward, True, CPU)(0)
+        preparer = Preparer(dataset, conditioner, self.reward, parameters, CPU)
+        self.feedback = RewardFeedback(rollout, preparer, self.reward, self.trainable, parameters)
+        self.prepared: Prepared = preparer(0)
 
     def loss(self) -> Tensor:
         return self.feedback.loss(self.prepared, visit=0)[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 
-from .models import Models
+from .models import Models, NotLoadedError
 from .wan_vae import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR, encode, latent_shape
 
 MASK_CHANNELS = TEMPORAL_FACTOR
@@ -39,12 +39,9 @@ class Conditioner:
 
     def __init__(self, models: Models, inputs: Sequence[str], dtype: torch.dtype, device: torch.device) -> None:
         self.models, self.inputs, self.dtype, self.device = models, tuple(inputs), dtype, device
-        image_channels = models.dit.in_dim - LATENT_CHANNELS
-        if image_channels not in (0, MASK_CHANNELS + LATENT_CHANNELS):
-            raise _bad_inputs(self.inputs, f"the DiT takes {image_channels} image channels, which no known input makes.")
-        if bool(image_channels) != ("input_image" in self.inputs):
-            wants = "needs input_image" if image_channels else "takes no image"
-            raise _bad_inputs(self.inputs, f"the DiT {wants}.")
+        dit = models.dit or models.dit2
+        if dit is not None:
+            check_inputs(self.inputs, dit.in_dim)
 
     def __call__(self, prompt: str, video_3THW: Tensor) -> Condition:
         """Return the condition of one video in [-1, 1]; only its first (and last) frame is looked at."""
@@ -54,9 +51,12 @@ class Conditioner:
 
     def text(self, prompt: str) -> Tensor:
         """Return the prompt's embedding [1, 512, D], zero beyond the prompt's tokens."""
-        ids, mask = self.models.tokenizer(prompt, return_mask=True, add_special_tokens=True)
+        tokenizer, text_encoder = self.models.tokenizer, self.models.network("text_encoder")
+        if tokenizer is None:
+            raise NotLoadedError("the tokenizer")
+        ids, mask = tokenizer(prompt, return_mask=True, add_special_tokens=True)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        context_BLD: Tensor = self.models.text_encoder(ids, mask)
+        context_BLD: Tensor = text_encoder(ids, mask)
         context_BLD = context_BLD * mask.gt(0).unsqueeze(-1)
         return context_BLD.to(self.dtype)
 
@@ -74,6 +74,20 @@ class Conditioner:
         size = (1, MASK_CHANNELS, len(mask_t4), height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
         mask_BCthw = mask_t4.T[None, :, :, None, None].expand(size)
         return torch.cat([mask_BCthw, latents_BCthw], dim=1)
+
+
+def check_inputs(inputs: Sequence[str], in_channels: int) -> None:
+    """Refuse inputs that do not fit a DiT of so many input channels.
+
+    Raises:
+        RewardFLError: they do not (BadConfiguration, exit code 78).
+    """
+    image_channels = in_channels - LATENT_CHANNELS
+    if image_channels not in (0, MASK_CHANNELS + LATENT_CHANNELS):
+        raise _bad_inputs(inputs, f"the DiT takes {image_channels} image channels, which no known input makes.")
+    if bool(image_channels) != ("input_image" in inputs):
+        wants = "needs input_image" if image_channels else "takes no image"
+        raise _bad_inputs(inputs, f"the DiT {wants}.")
 
 
 def _bad_inputs(inputs: Sequence[str], problem: str) -> RewardFLError:

@@ -46,6 +46,8 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    node: int = 0
+    """Number of the pod: its processes share disks, other pods may have disks of their own."""
 
     @property
     def is_main(self) -> bool:
@@ -123,7 +125,7 @@ def join_process_group(config: TrainerConfig) -> Process:
         device = torch.device("cpu")
     backend = "nccl" if config.device == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT)
-    return Process(rank, torch.distributed.get_world_size(), device)
+    return Process(rank, torch.distributed.get_world_size(), device, int(os.environ.get("GROUP_RANK", "0")))
 
 
 def _become_single_process() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from rewardfl_api.training import TrainingParameters
 
 from .conditioning import Condition, Conditioner
-from .noise import kl_steps, sample_noise
+from .noise import kl_steps
 from .objective import Objective
-from .preparation import Prepared
+from .preparation import Prepared, Preparer
 from .rewards.face import FaceReward
 from .rollout import Rollout
 from .trainable import Trainable
@@ -33,7 +33,7 @@ class RewardFeedback:
 
     Args:
         rollout: generates videos.
-        conditioner: makes conditions with the trained networks.
+        preparer: says where a generation starts, and makes conditions with the trained networks.
         reward: scores videos.
         trainable: what is trained.
         parameters: objective, seed and noises per sample.
@@ -42,14 +42,14 @@ class RewardFeedback:
     def __init__(
         self,
         rollout: Rollout,
-        conditioner: Conditioner,
+        preparer: Preparer,
         reward: FaceReward,
         trainable: Trainable,
         parameters: TrainingParameters,
     ) -> None:
-        self.rollout, self.conditioner, self.reward, self.parameters = rollout, conditioner, reward, parameters
+        self.rollout, self.preparer, self.reward, self.parameters = rollout, preparer, reward, parameters
         self.objective = Objective.of(parameters)
-        self.untrained_conditioner = _untrained(conditioner, trainable)
+        self.untrained_conditioner = _untrained(preparer.conditioner, trainable)
 
     def loss(self, prepared: Prepared, visit: int) -> tuple[Tensor, Outcome]:
         """Return the loss, with its gradient, and what became of the sample.
@@ -61,10 +61,10 @@ class RewardFeedback:
         seed, row = self.parameters.seed, prepared.row.index
         condition, untrained = self._conditions(prepared)
         draw = visit % self.parameters.noise_seeds_per_sample
-        noise_BCthw = sample_noise(condition.latent_shape, seed=seed, row=row, draw=draw).to(condition.context_BLD)
+        start = self.preparer.start(prepared.position, draw, condition=condition)
         sampled = self.parameters.kl_steps == "sampled"
         steps = kl_steps(self.rollout.plan.window, sampled=sampled, seed=seed, row=row, visit=visit)
-        video_B3THW, kl = self.rollout.trained_video(condition, noise_BCthw, steps, untrained)
+        video_B3THW, kl = self.rollout.trained_video(condition, start.latents_BCthw, steps, untrained, start.first_step)
         result = self.reward(video_B3THW, prepared.reference)
         loss = self.objective.loss(result.score_B.mean(), kl)
         outcome = Outcome(
@@ -76,17 +76,17 @@ class RewardFeedback:
         """Return the condition, with gradient where its networks are trained, and the untrained one where it differs."""
         if prepared.condition is not None:
             return prepared.condition, None
-        if prepared.video_3THW is None:
+        if prepared.video_3THW is None or self.preparer.conditioner is None:
             raise ValueError(f"{prepared.row}: prepared with neither condition nor video")
         prompt = prepared.row.prompt
-        condition = self.conditioner(prompt, prepared.video_3THW)
+        condition = self.preparer.conditioner(prompt, prepared.video_3THW)
         if self.untrained_conditioner is None:
             return condition, None
         return condition, self.untrained_conditioner(prompt, prepared.video_3THW)
 
 
-def _untrained(conditioner: Conditioner, trainable: Trainable) -> Conditioner | None:
+def _untrained(conditioner: Conditioner | None, trainable: Trainable) -> Conditioner | None:
     """Return a conditioner with the untrained networks; None where nobody asks for one."""
-    if trainable.reference is None or not trainable.trains_condition:
+    if conditioner is None or trainable.reference is None or not trainable.trains_condition:
         return None
     return Conditioner(trainable.reference, conditioner.inputs, conditioner.dtype, conditioner.device)

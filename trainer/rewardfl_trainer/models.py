@@ -2,11 +2,12 @@
 
 A file is known by DiffSynth's own table (a hash over the names and shapes of its tensors), or by its sidecar. Networks come
 back frozen, in evaluation mode, in the compute type; what is trained is decided in `trainable.py`. Nothing is downloaded.
+Finding is cheap and loading is not, so a run finds everything first and loads for each phase what that phase needs.
 """
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,17 @@ from torch import nn
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.training import TrainingParameters
 
-from .model_files import MODEL_NAMES, Sidecar, not_found, read_shapes, read_sidecar, read_tensors, resolve_model_paths, unknown
+from .model_files import (
+    MODEL_NAMES,
+    SIDECAR_SUFFIX,
+    Sidecar,
+    not_found,
+    read_shapes,
+    read_sidecar,
+    read_tensors,
+    resolve_model_paths,
+    unknown,
+)
 from .wan_dit import TIME_MODULES
 from .wan_vae import LATENT_CHANNELS
 
@@ -26,27 +37,48 @@ if TYPE_CHECKING:
     from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
     from diffsynth.models.wan_video_vae import WanVideoVAE
 
+TOKENIZER_HINT = "training.tokenizer_path is the folder of the umT5 tokenizer (google/umt5-xxl of a Wan repository)."
+
 MAX_TEXT_TOKENS = 512
 """Length to which Wan pads every prompt."""
+
+ALL_NETWORKS = ("dit", "dit2", "text_encoder", "vae")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+class NotLoadedError(LookupError):
+    """A network was asked for that is not in memory in this phase of the run: a fault of the program, not of its user."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is not loaded in this phase of the run"
+
+
 @dataclass
 class Models:
-    """The networks of a run. `dit` denoises at high noise, `dit2` at low noise; a single-DiT model has no `dit2`."""
+    """The networks that are in memory. `dit` denoises at high noise, `dit2` at low noise; a single-DiT model has no `dit2`.
 
-    dit: "WanModel"
+    A network that a phase of the run does not need is None.
+    """
+
+    dit: "WanModel | None"
     dit2: "WanModel | None"
-    text_encoder: "WanTextEncoder"
+    text_encoder: "WanTextEncoder | None"
     vae: "WanVideoVAE"
-    tokenizer: "HuggingfaceTokenizer"
+    tokenizer: "HuggingfaceTokenizer | None"
 
     def network(self, name: str) -> nn.Module:
-        """Return a network by its name in `trainable_models`."""
+        """Return a network by its name in `trainable_models`.
+
+        Raises:
+            RewardFLError: the run has no second DiT (ModelNotFound, exit code 66).
+            NotLoadedError: it is not loaded in this phase of the run.
+        """
         network: nn.Module | None = getattr(self, name)
-        if network is None:
+        if network is None and name == "dit2":
             raise not_found(f"{name}: training.model_paths holds one DiT; give the low-noise model as well.")
+        if network is None:
+            raise NotLoadedError(name)
         return network
 
     def networks(self) -> dict[str, nn.Module]:
@@ -64,8 +96,27 @@ class _Recipe:
     rename: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def load_models(parameters: TrainingParameters, device: torch.device) -> Models:
-    """Load the networks that the parameters name, all paths being local.
+@dataclass(frozen=True)
+class FoundModels:
+    """The files of each network, by its name in `trainable_models`: recognised, and not loaded yet."""
+
+    parts: dict[str, tuple[list[Path], _Recipe]]
+
+    def files(self, name: str) -> list[Path]:
+        """Return all files that make up a network: its weights, in order, and the sidecar where there is one."""
+        weights = self.parts[name][0]
+        sidecar = weights[0].with_name(weights[0].name + SIDECAR_SUFFIX)
+        return [*weights, *([sidecar] if sidecar.is_file() else [])]
+
+    def empty_dit(self) -> "WanModel":
+        """Return the DiT without memory for its weights, to look at its sizes."""
+        files, recipe = self.parts["dit"]
+        dit: WanModel = _build(files, recipe)
+        return dit
+
+
+def find_models(parameters: TrainingParameters) -> FoundModels:
+    """Find out which file is which network, all paths being local. Reads names and headers.
 
     Raises:
         RewardFLError: a file is missing (exit code 66) or is not a model of the family (exit code 78).
@@ -76,18 +127,68 @@ def load_models(parameters: TrainingParameters, device: torch.device) -> Models:
         found[recipe.model_name].append((files, recipe))
     dits = found["wan_video_dit"][: 1 if parameters.uses_single_dit else 2]
     _check_complete(found, dits, parameters)
+    parts = dict(zip(("dit", "dit2"), dits, strict=False))
+    parts["text_encoder"], parts["vae"] = (found[name][0] for name in MODEL_NAMES[1:])
+    models = FoundModels(parts)
+    _check_dit(models.empty_dit())
+    return models
+
+
+def load_models(
+    parameters: TrainingParameters,
+    device: torch.device,
+    found: FoundModels | None = None,
+    names: Collection[str] = ALL_NETWORKS,
+    *,
+    encoder: bool = True,
+) -> Models:
+    """Load networks, all paths being local.
+
+    Args:
+        parameters: paths and the compute type.
+        device: where they are to lie.
+        found: what `find_models` returned; None: found here.
+        names: networks that are needed; the VAE always is, and the tokenizer comes with the text encoder.
+        encoder: whether the VAE keeps its encoder.
+
+    Raises:
+        RewardFLError: a file is missing (exit code 66) or is not a model of the family (exit code 78).
+    """
+    found = found or find_models(parameters)
     dtype = DTYPES[parameters.dtype]
-    networks = [_load_network(files, recipe, dtype, device) for files, recipe in dits]
-    text_encoder, vae = (_load_network(*found[name][0], dtype, device) for name in MODEL_NAMES[1:])
-    for network in networks:
-        _check_dit(network)
+    networks: dict[str, Any] = {
+        name: _load_network(*part, dtype, device) for name, part in found.parts.items() if name in names or name == "vae"
+    }
+    for name in ("dit", "dit2"):
+        if name in networks:
+            _check_dit(networks[name])
+    if not encoder:
+        drop_encoder(networks["vae"])
+    with_text = "text_encoder" in networks
     return Models(
-        dit=networks[0],
-        dit2=networks[1] if len(networks) > 1 else None,
-        text_encoder=text_encoder,
-        vae=vae,
-        tokenizer=load_tokenizer(parameters.tokenizer_path),
+        dit=networks.get("dit"),
+        dit2=networks.get("dit2"),
+        text_encoder=networks.get("text_encoder"),
+        vae=networks["vae"],
+        tokenizer=load_tokenizer(parameters.tokenizer_path) if with_text else None,
     )
+
+
+class Dropped(nn.Module):
+    """Stands where a part of a network was that is not needed any more."""
+
+    def forward(self, *_arguments: object, **_keywords: object) -> None:
+        """Fail: nobody may ask for it.
+
+        Raises:
+            NotLoadedError: always.
+        """
+        raise NotLoadedError("this part of the network")
+
+
+def drop_encoder(vae: "WanVideoVAE") -> None:
+    """Take the encoder out of a VAE, in place. Decoding stays as it is."""
+    vae.model.encoder, vae.model.conv1 = Dropped(), Dropped()
 
 
 def load_tokenizer(path: str) -> "HuggingfaceTokenizer":
@@ -98,17 +199,25 @@ def load_tokenizer(path: str) -> "HuggingfaceTokenizer":
     """
     from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer  # noqa: PLC0415 - see `_import`
 
-    hint = "training.tokenizer_path is the folder of the umT5 tokenizer (google/umt5-xxl of a Wan repository)."
-    if not Path(path).is_dir():
-        message = f"training.tokenizer_path={path}: no such folder."
-        raise RewardFLError(Reason.MODEL_NOT_FOUND, message, hint, ExitCode.MISSING_INPUT)
+    check_tokenizer(path)
     try:
         return HuggingfaceTokenizer(
             name=path, seq_len=MAX_TEXT_TOKENS, clean="whitespace", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         message = f"training.tokenizer_path={path}: holds no tokenizer ({str(error).splitlines()[0]})."
-        raise RewardFLError(Reason.MODEL_NOT_FOUND, message, hint, ExitCode.MISSING_INPUT) from error
+        raise RewardFLError(Reason.MODEL_NOT_FOUND, message, TOKENIZER_HINT, ExitCode.MISSING_INPUT) from error
+
+
+def check_tokenizer(path: str) -> None:
+    """Refuse a tokenizer folder that is not there, without loading it.
+
+    Raises:
+        RewardFLError: the folder is missing (ModelNotFound, exit code 66).
+    """
+    if not Path(path).is_dir():
+        message = f"training.tokenizer_path={path}: no such folder."
+        raise RewardFLError(Reason.MODEL_NOT_FOUND, message, TOKENIZER_HINT, ExitCode.MISSING_INPUT)
 
 
 def _check_complete(
@@ -199,12 +308,7 @@ def _build_vae(**arguments: Any) -> nn.Module:
 
 def _load_network(files: list[Path], recipe: _Recipe, dtype: torch.dtype, device: torch.device) -> Any:
     """Build the network without memory for its initial values, and put the files' tensors in their place."""
-    skip_initialization = _import("diffsynth.core.vram.initialization.skip_model_initialization")
-    try:
-        with skip_initialization():
-            network = recipe.build()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise unknown(f"{files[0]}: the sidecar's extra_kwargs do not build a {recipe.model_name} ({error}).") from error
+    network = _build(files, recipe)
     tensors = recipe.rename(dict(read_tensors(files)))
     placed = {name: tensor.to(device=device, dtype=_dtype_of(name, dtype)) for name, tensor in tensors.items()}
     try:
@@ -212,6 +316,16 @@ def _load_network(files: list[Path], recipe: _Recipe, dtype: torch.dtype, device
     except RuntimeError as error:
         raise unknown(f"{files[0]}: does not fit a {recipe.model_name}: {' '.join(str(error).split())[:300]}") from error
     return network.requires_grad_(False).eval()
+
+
+def _build(files: list[Path], recipe: _Recipe) -> Any:
+    """Build the network without memory for its values."""
+    skip_initialization = _import("diffsynth.core.vram.initialization.skip_model_initialization")
+    try:
+        with skip_initialization():
+            return recipe.build()
+    except (TypeError, ValueError, AssertionError) as error:
+        raise unknown(f"{files[0]}: the sidecar's extra_kwargs do not build a {recipe.model_name} ({error}).") from error
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -6,7 +6,7 @@ Legend: B batch, C latent channels, t h w latent frames, height and width, T fra
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -34,51 +34,49 @@ class Rollout:
         self.checkpointing = Checkpointing(parameters.use_gradient_checkpointing, parameters.use_gradient_checkpointing_offload)
 
     @torch.no_grad()
-    def video(self, condition: Condition, noise_BCthw: Tensor) -> Tensor:
-        """Return the generated video B3THW in [-1, 1]."""
-        latents_BCthw, _ = denoise(noise_BCthw, self.plan.schedule, self._velocity(self.models, condition))
-        return decode(self.models.vae, latents_BCthw)
+    def video(self, condition: Condition, latents_BCthw: Tensor, first_step: int = 0) -> Tensor:
+        """Return the generated video B3THW in [-1, 1].
+
+        Args:
+            condition: what is generated.
+            latents_BCthw: N(0, 1), in the compute type; or what the steps before `first_step` made of it.
+            first_step: the first denoising step that is made.
+        """
+        steps = range(first_step, len(self.plan.schedule))
+        clean_BCthw, _ = denoise(latents_BCthw, self.plan.schedule, self._velocity(self.models, condition), steps=steps)
+        return decode(self.models.vae, clean_BCthw)
 
     def trained_video(
         self,
         condition: Condition,
-        noise_BCthw: Tensor,
+        latents_BCthw: Tensor,
         kl_steps: Sequence[int],
         reference_condition: Condition | None = None,
+        first_step: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Return the generated video B3THW with its gradient, and the KL to the untrained model.
 
         Args:
             condition: what is generated.
-            noise_BCthw: N(0, 1), in the compute type.
+            latents_BCthw: N(0, 1), in the compute type; or what the steps before `first_step` made of it.
             kl_steps: steps on which the KL is computed.
             reference_condition: the condition as the untrained networks make it; None where they make the same.
+            first_step: the first denoising step that is made; not after the first one of the window.
         """
-        latents_BCthw, kl = denoise(
-            noise_BCthw,
+        clean_BCthw, kl = denoise(
+            latents_BCthw,
             self.plan.schedule,
             self._velocity(self.models, condition),
             window=self.plan.window,
             reference=self._reference(reference_condition or condition) if self.use_kl else None,
             kl_steps=kl_steps,
+            steps=range(first_step, len(self.plan.schedule)),
         )
-        return decode(self.models.vae, latents_BCthw, self.checkpointing), kl
+        return decode(self.models.vae, clean_BCthw, self.checkpointing), kl
 
     def _velocity(self, models: Models, condition: Condition) -> Velocity:
         """Return the velocity that `models` predict under the condition."""
-
-        def velocity(step: int, latents_BCthw: Tensor) -> Tensor:
-            dit: WanModel = models.network(self.plan.experts[step])
-            return predict_velocity(
-                dit,
-                latents_BCthw,
-                self.plan.schedule.timestep(step),
-                condition.context_BLD,
-                condition.image_BCthw,
-                self.checkpointing,
-            )
-
-        return velocity
+        return velocity_of(models, self.plan, condition, self.checkpointing)
 
     def _reference(self, condition: Condition) -> Velocity:
         """Return the velocity of the untrained model."""
@@ -91,3 +89,21 @@ class Rollout:
                 return velocity(step, latents_BCthw)
 
         return untrained
+
+
+@torch.no_grad()
+def leading_steps(models: Models, plan: Plan, condition: Condition, noise_BCthw: Tensor, num_steps: int) -> Tensor:
+    """Return the latents after the first `num_steps` denoising steps, made with the networks as they are, without gradient."""
+    latents_BCthw, _ = denoise(noise_BCthw, plan.schedule, velocity_of(models, plan, condition), steps=range(num_steps))
+    return latents_BCthw
+
+
+def velocity_of(models: Models, plan: Plan, condition: Condition, checkpointing: Checkpointing | None = None) -> Velocity:
+    """Return the velocity that `models`, each at its steps of the plan, predict under the condition."""
+
+    def velocity(step: int, latents_BCthw: Tensor) -> Tensor:
+        dit = cast("WanModel", models.network(plan.experts[step]))
+        timestep = plan.schedule.timestep(step)
+        return predict_velocity(dit, latents_BCthw, timestep, condition.context_BLD, condition.image_BCthw, checkpointing)
+
+    return velocity

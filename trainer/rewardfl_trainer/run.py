@@ -6,7 +6,7 @@ The order is that of what fails soonest and costs least: output, model files, da
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +15,24 @@ from rewardfl_api.training import TrainingParameters
 
 from .checkpoint import Saver
 from .collective import on_main
-from .conditioning import Conditioner
+from .conditioning import Conditioner, check_inputs
 from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflight
 from .engine import ZERO3, Engine
 from .environment import Process
 from .feedback import RewardFeedback
-from .model_files import resolve_model_paths
-from .models import DTYPES, load_models
-from .preparation import Preparer
+from .models import DTYPES, find_models, load_models
+from .precompute.digests import Digests
+from .precompute.fill import FirstPhase, Report, Wanted
+from .precompute.keys import Keys
+from .precompute.phases import Phases
+from .precompute.store import Store
+from .preparation import Kept, Preparer
 from .rewards.face import FaceReward
 from .rollout import Rollout
-from .samples import Sampler
+from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
 from .storage import Storage
-from .trainable import Trainable, make_trainable
+from .trainable import Trainable, check_reached, make_trainable
 
 OUTPUT_FOLDER = "output"
 """Below the work folder: what is uploaded."""
@@ -44,6 +48,11 @@ class Batch:
     """Passes over the dataset done before."""
     positions: list[int]
     """Positions in the dataset."""
+
+    @property
+    def visit(self) -> int:
+        """How often these samples were trained on before; decides which of their noises is used."""
+        return self.pass_index
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,15 @@ class Run:
     sample_positions: list[int]
 
 
-def assemble(config: TrainerConfig, process: Process) -> Run:
+def assemble(config: TrainerConfig, process: Process, report: Report = logger.info) -> Run:
     """Return a run, ready for its first step. All sources of `config` are local.
+
+    The first phase (`precompute/`) runs in here: its networks are gone before those of training are loaded.
+
+    Args:
+        config: what to train.
+        process: this rank.
+        report: is told what goes on, on the main rank.
 
     Raises:
         RewardFLError: the output cannot be written, the dataset is bad, a model is missing, or parameters contradict the models.
@@ -103,18 +119,31 @@ def assemble(config: TrainerConfig, process: Process) -> Run:
     parameters, device = config.training, process.device
     storage = Storage.from_config(config)
     on_main(process, lambda: storage.check_writable(config.output))
-    resolve_model_paths(parameters.model_paths or [])
+    found = find_models(parameters)
+    plan = Plan.of(parameters)
+    check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
+    check_reached(parameters.trainable_model_names, plan)
     reward = _load_reward(parameters, process)
     rows = on_main(process, lambda: _check_dataset(config, reward))
-    models = load_models(parameters, device)
-    plan = Plan.of(parameters)
-    conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], device)
-    trainable = make_trainable(models, parameters, plan)
+    dataset = VideoDataset(rows.rows, parameters)
     order = Order(_micro_batches(rows, parameters, process), parameters)
+    sample_positions = list(range(min(parameters.num_sample_videos, len(dataset))))
+    phases = Phases.of(parameters, plan)
+    kept = None
+    if phases.keeps_anything:
+        store = Store(Path(config.cache_dir))
+        keys = Keys(parameters, plan, phases, found, Digests(store.digests_folder), device.type)
+        kept = Kept(store, keys, phases, rows.sizes)
+        wanted = wanted_starts(order, sample_positions)
+        FirstPhase(parameters, found, plan, dataset, reward, kept, process, report).run(wanted)
+    models = load_models(parameters, device, found, phases.training_networks, encoder=phases.encodes_in_training)
+    conditioner = None
+    if phases.encodes_in_training:
+        conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], device)
+    trainable = make_trainable(models, parameters, plan)
     engine = Engine(trainable, config, process, order.total_steps)
     rollout = Rollout(models, trainable, plan, parameters)
-    dataset = VideoDataset(rows.rows, parameters)
-    preparer = Preparer(dataset, conditioner, reward, not trainable.trains_condition, device)
+    preparer = Preparer(dataset, conditioner, reward, parameters, device, kept)
     folder = Path(config.work_dir) / OUTPUT_FOLDER
     partitioned = engine.zero_stage == ZERO3
     return Run(
@@ -123,14 +152,28 @@ def assemble(config: TrainerConfig, process: Process) -> Run:
         order=order,
         trainable=trainable,
         preparer=preparer,
-        feedback=RewardFeedback(rollout, conditioner, reward, trainable, parameters),
+        feedback=RewardFeedback(rollout, preparer, reward, trainable, parameters),
         engine=engine,
-        sampler=Sampler(rollout, preparer, reward, storage, folder, config.output, parameters.seed, process, partitioned),
+        sampler=Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned),
         saver=Saver(trainable, parameters, storage, folder, config.output, process, partitioned),
         storage=storage,
         folder=folder,
-        sample_positions=list(range(min(parameters.num_sample_videos, len(dataset)))),
+        sample_positions=sample_positions,
     )
+
+
+def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
+    """Return every start that this rank will ask for."""
+    draws, everything = (
+        order.parameters.noise_seeds_per_sample,
+        len(order.sampler.sizes) * order.parameters.noise_seeds_per_sample,
+    )
+    trained: set[Wanted] = set()
+    for batch in order.batches():
+        trained.update(Wanted(position, batch.visit % draws, "train") for position in batch.positions)
+        if len(trained) == everything:
+            break
+    return trained | {Wanted(position, SAMPLE_DRAW, "sample") for position in sample_positions}
 
 
 def _load_reward(parameters: TrainingParameters, process: Process) -> FaceReward:

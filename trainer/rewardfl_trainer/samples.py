@@ -15,7 +15,6 @@ from torch import Tensor, distributed
 
 from .checkpoint import write_json
 from .environment import Process
-from .noise import sample_noise
 from .preparation import Preparer
 from .rewards.face import FaceReward
 from .rollout import Rollout
@@ -23,6 +22,9 @@ from .storage import Storage, join
 from .video import write_video
 
 SAMPLES_FOLDER = "samples"
+SAMPLE_DRAW = 0
+"""Which noise of its row a sample video gets."""
+
 Moment = Literal["before", "after"]
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,6 @@ class Sampler:
 
     Attributes:
         folder: local folder of the results; `output` is where they are uploaded to.
-        seed: `training.seed`.
         lockstep: every rank generates every video, because ZeRO 3 needs all ranks for each forward pass.
     """
 
@@ -56,7 +57,6 @@ class Sampler:
     storage: Storage
     folder: Path
     output: str
-    seed: int
     process: Process
     lockstep: bool
 
@@ -102,11 +102,8 @@ class Sampler:
     @torch.no_grad()
     def video(self, position: int) -> Tensor:
         """Return the sample video B3THW of a row; always the same noise."""
-        condition = self.preparer.condition(position)
-        noise_BCthw = sample_noise(
-            condition.latent_shape, seed=self.seed, row=self.preparer(position).row.index, draw=0, purpose="sample"
-        )
-        return self.rollout.video(condition, noise_BCthw.to(condition.context_BLD))
+        start = self.preparer.start(position, draw=SAMPLE_DRAW, purpose="sample")
+        return self.rollout.video(start.condition, start.latents_BCthw, start.first_step)
 
     def _upload(self, name: str) -> None:
         """Upload a file of the samples folder."""

@@ -113,26 +113,29 @@ def denoise(
     window: Window | None = None,
     reference: Velocity | None = None,
     kl_steps: Collection[int] = (),
+    steps: range | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Denoise all the way to sigma 0.
+    """Denoise all the way to sigma 0, or only the given steps.
 
     The gradient flows through the velocities of the steps in `window`. Steps after it add their velocity as a constant:
     the latents that are decoded are clean, and the window's gradient passes straight through.
 
     Args:
-        noise_BCthw: N(0, 1), in the compute type.
+        noise_BCthw: N(0, 1), in the compute type; or the latents that `steps` begins with.
         schedule: the noise levels.
         velocity: the model that is trained.
         window: steps with gradient. None: none.
         reference: the untrained model. None: no KL.
         kl_steps: steps of the window on which the KL is computed.
+        steps: the steps to make. None: all.
 
     Returns:
-        The clean latents, and the KL averaged over `kl_steps` (a zero without any).
+        The latents after the last of these steps (clean after the schedule's last), and the KL averaged over
+        `kl_steps` (a zero without any).
     """
     latents_BCthw = noise_BCthw
     terms: list[Tensor] = []
-    for step in range(len(schedule)):
+    for step in range(len(schedule)) if steps is None else steps:
         sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
         trained = window is not None and step in window
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):

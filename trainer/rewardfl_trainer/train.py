@@ -61,7 +61,7 @@ def train(config: TrainerConfig, process: Process) -> None:
     """
     with Reporter(config.progress if process.is_main else None) as reporter:
         reporter.update(phase="Preparing", message="Checking the dataset and loading the models.")
-        run = assemble(localize(config), process)
+        run = assemble(localize(config), process, lambda text: reporter.update(phase="Preparing", message=text))
         total = run.order.total_steps
         reporter.update(phase="Preparing", step=0, total_steps=total, message="Generating the sample videos before training.")
         with MetricsLog(run.folder, process) as log:
@@ -114,7 +114,7 @@ def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
     outcomes: list[Outcome] = []
     for number, position in enumerate(batch.positions, start=1):
         prepared = run.preparer(position)
-        outcomes.append(run.engine.accumulate(lambda row=prepared: run.feedback.loss(row, batch.pass_index)))  # type: ignore[misc]
+        outcomes.append(run.engine.accumulate(lambda row=prepared: run.feedback.loss(row, batch.visit)))  # type: ignore[misc]
         if number < len(batch.positions):
             run.engine.close_sample()
     return outcomes, run.engine.step(sum(outcome.loss for outcome in outcomes) / len(outcomes))

@@ -16,10 +16,8 @@ from rewardfl_api.training import TrainingParameters
 from .lora import adapters_disabled, add_lora
 from .models import Models
 from .noise import derived_seed
+from .precompute.phases import CONDITION_NETWORKS
 from .sampling import Plan
-
-CONDITION_NETWORKS = ("text_encoder", "vae")
-"""Networks that the condition of a video is made with."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def make_trainable(models: Models, parameters: TrainingParameters, plan: Plan) -
     """
     names = parameters.trainable_model_names
     networks = {name: models.network(name) for name in names}
-    _check_reached(names, plan)
+    check_reached(names, plan)
     if parameters.lora_base_model is not None:
         base = networks[parameters.lora_base_model]
         add_lora(base, parameters, derived_seed("lora", parameters.seed))
@@ -80,8 +78,12 @@ def _frozen_copies(models: Models, networks: dict[str, nn.Module]) -> Models:
     return replace(models, **{name: copy.deepcopy(network).requires_grad_(False) for name, network in networks.items()})
 
 
-def _check_reached(names: list[str], plan: Plan) -> None:
-    """Refuse to train a DiT that does not denoise in the gradient window."""
+def check_reached(names: list[str], plan: Plan) -> None:
+    """Refuse to train a DiT that does not denoise in the gradient window.
+
+    Raises:
+        RewardFLError: no gradient would reach it (BadConfiguration, exit code 78).
+    """
     for name in names:
         if name not in ("dit", "dit2") or name in plan.window_experts:
             continue
