@@ -87,6 +87,9 @@ class OptimizationParameters(ApiModel):
     """Recompute activations in the backward pass instead of keeping them."""
     use_gradient_checkpointing_offload: bool = False
     """Keep the checkpointed activations in CPU memory."""
+    gradient_checkpointing_blocks: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Transformer blocks that share a checkpoint: more keep less of the forward pass and need more in the backward pass. Changes
+    no result. Unset: 4, or 2 with use_gradient_checkpointing_offload."""
 
 
 class ModelParameters(ApiModel):

@@ -27,6 +27,8 @@ CONTEXT_SHAPE = (1, 512, TEXT_ARGUMENTS["dim"])
 KEPT = Checkpointing(enabled=False)
 RECOMPUTED = Checkpointing(enabled=True)
 OFFLOADED = Checkpointing(enabled=True, offload=True)
+IN_PAIRS = Checkpointing(enabled=True, blocks=2)
+IN_ONE = Checkpointing(enabled=True, blocks=7)
 
 
 def dit_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +72,7 @@ def test_under_bf16_the_velocity_is_bf16_and_near_the_fp32_one() -> None:
     torch.testing.assert_close(velocity.float(), expected, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [RECOMPUTED, OFFLOADED])
+@pytest.mark.parametrize("checkpointing", [RECOMPUTED, OFFLOADED, IN_PAIRS, IN_ONE])
 def test_checkpointing_changes_neither_velocity_nor_gradient(checkpointing: Checkpointing) -> None:
     results = []
     for how in (KEPT, checkpointing):
@@ -81,6 +83,17 @@ def test_checkpointing_changes_neither_velocity_nor_gradient(checkpointing: Chec
     assert len(results[0]) > 30
     for kept, recomputed in zip(*results, strict=True):
         assert torch.equal(kept, recomputed)
+
+
+@pytest.mark.parametrize(("blocks", "checkpoints"), [(1, 2), (2, 1)])
+def test_blocks_that_share_a_checkpoint_keep_its_input_once(blocks: int, checkpoints: int) -> None:
+    dit, (latents, context, image) = small_dit(), dit_inputs()
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda nothing: nothing):
+        how = Checkpointing(enabled=True, blocks=blocks)
+        predict_velocity(dit, latents.requires_grad_(), torch.tensor([500.0]), context, image, how)
+    modulations = kept.count((1, 6, dit.dim))
+    assert modulations == checkpoints
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 9])

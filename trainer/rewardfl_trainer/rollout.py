@@ -31,7 +31,7 @@ class Rollout:
     def __init__(self, models: Models, trainable: Trainable, plan: Plan, parameters: TrainingParameters) -> None:
         self.models, self.trainable, self.plan = models, trainable, plan
         self.use_kl = parameters.kl_weight > 0
-        self.checkpointing = Checkpointing(parameters.use_gradient_checkpointing, parameters.use_gradient_checkpointing_offload)
+        self.checkpointing = Checkpointing.of(parameters)
 
     @torch.no_grad()
     def video(self, condition: Condition, latents_BCthw: Tensor, first_step: int = 0) -> Tensor:

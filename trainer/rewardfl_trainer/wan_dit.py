@@ -6,10 +6,11 @@ timestep (937.5 becomes 936). Here the timestep, its sinusoids and the two time 
 Legend: B batch, C channels, t h w latent frames, height and width, L tokens of text, S tokens of video, D width of the model.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .memory import Checkpointing
 
@@ -46,10 +47,18 @@ def predict_velocity(
     x_BSD = x_BDthw.flatten(2).transpose(1, 2).contiguous()
     rotation = _rotary_frequencies(dit, grid, x_BSD.device)
     checkpointing = checkpointing or Checkpointing(enabled=False)
-    for block in dit.blocks:
-        x_BSD = checkpointing.run(block, x_BSD, context_BLD, modulation_B6D, rotation)
+    for start in range(0, len(dit.blocks), checkpointing.blocks):
+        blocks = dit.blocks[start : start + checkpointing.blocks]
+        x_BSD = checkpointing.run(_run_blocks, blocks, x_BSD, context_BLD, modulation_B6D, rotation)
     velocity_BCthw: Tensor = dit.unpatchify(dit.head(x_BSD, time_BD), grid)
     return velocity_BCthw
+
+
+def _run_blocks(blocks: Iterable[nn.Module], x_BSD: Tensor, *arguments: Tensor) -> Tensor:
+    """Run some of the transformer's blocks, one after the other."""
+    for block in blocks:
+        x_BSD = block(x_BSD, *arguments)
+    return x_BSD
 
 
 def _time_embedding(dit: "WanModel", timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
