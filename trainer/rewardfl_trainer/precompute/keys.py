@@ -35,7 +35,6 @@ LIBRARIES = ("av", "diffsynth", "onnx2torch", "tokenizers", "torch", "torchvisio
 """Whose version may change a result."""
 
 MODULES = (
-    "compat.py",
     "conditioning.py",
     "data.py",
     "models.py",
