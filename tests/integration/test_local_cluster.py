@@ -22,7 +22,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 WORLD_SIZE = 2
 PATIENCE_SECONDS = 300  # importing torch takes 15 s on two idle cores, and much longer beside other work
-_START_A_CLUSTER = "from tests.cluster import LocalCluster; LocalCluster.start(detached=True)"
+# Ctrl-C has its usual meaning there even where the tests run in the background, with SIGINT ignored.
+_START_A_CLUSTER = """
+import signal
+from tests.cluster import LocalCluster
+signal.signal(signal.SIGINT, signal.default_int_handler)
+LocalCluster.start(detached=True)
+"""
 _OWN_A_CLUSTER = """
 import time
 from tests.cluster import LocalCluster

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +48,17 @@ def other_session(state: Path) -> Iterator[tuple[subprocess.Popen[str], Processe
 
 def test_stop_ends_the_program_and_the_children_it_started(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
-    processes.spawn("family", ["sh", "-c", "sleep 600 & echo $! >child; wait"], environment={"PWD": str(tmp_path)})
+    written = tmp_path / "child"
+    processes.spawn("family", ["sh", "-c", f"sleep 600 & echo $! >{written}.part; mv {written}.part {written}; wait"])
     family = processes.stat("family")
+    while not written.exists():
+        time.sleep(0.01)
+    child = Stat.of(int(written.read_text()))
     assert family is not None
+    assert child is not None
     processes.stop()
     assert not family.is_running
+    assert not child.is_running
     assert not processes.is_running("family")
 
 
