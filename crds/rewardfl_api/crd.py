@@ -172,6 +172,10 @@ def _training_rules() -> list[dict[str, str]]:
             "self.minTimestepBoundary <= self.maxTimestepBoundary",
             "training.minTimestepBoundary: must not be above training.maxTimestepBoundary",
         ),
+        _rule(
+            "self.compat != 'roll' || self.dtype == 'bf16'",
+            "training.dtype: with compat roll it must be bf16, in which ROLL computes; or set compat to none",
+        ),
         _rule("has(self.height) == has(self.width)", "training.height and training.width: give both, or neither and maxPixels"),
         _rule(
             "has(self.modelPaths) || has(self.modelIdWithOriginPaths)",

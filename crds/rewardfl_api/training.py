@@ -256,6 +256,10 @@ class TrainingParameters(
             )
         if (self.height is None) != (self.width is None):
             raise ValueError("height and width: give both, or neither and max_pixels")
+        if self.compat == "roll" and self.dtype != "bf16":
+            raise ValueError(
+                f"dtype={self.dtype}: with compat=roll it must be bf16, in which ROLL computes; or set compat to none"
+            )
         if not self.model_paths and not self.model_id_with_origin_paths:
             raise ValueError("model_paths: give the model files, or model_id_with_origin_paths")
         self._check_trained_models()

@@ -48,7 +48,7 @@ def test_the_job_runs_on_the_current_context_even_where_a_demo_ran_before(stack:
     stack.apply(finished_job(stack))
     done = demo(context)
     assert done.returncode == 0, done.stderr
-    assert "using the kubectl context" in done.stdout
+    assert "using the kubectl context" in done.stderr
     assert "Training" in done.stdout
     assert "Succeeded" in done.stdout
     assert "demo-results/face-tiny/lora.safetensors" in done.stdout
@@ -72,6 +72,6 @@ def test_a_variable_that_is_missing_is_named(context: dict[str, str], name: str)
 def test_wrong_storage_credentials_are_one_line(context: dict[str, str]) -> None:
     done = demo({**context, SECRET_KEY: "wrong-secret-4711"})
     assert done.returncode == 1
-    assert done.stderr.startswith(f"demo: {ENDPOINT}=")
+    assert f"\ndemo: {ENDPOINT}=" in done.stderr
     assert "Traceback" not in done.stderr
     assert "wrong-secret-4711" not in done.stderr

@@ -25,6 +25,7 @@ REFUSED = {
     "window beyond the end": ({"training": {"finalTimestep": 8}}, "finalTimestep=8"),
     "boundaries upside down": ({"training": {"maxTimestepBoundary": 0.5}}, "must not be above"),
     "dit2 never used": ({"training": {"minTimestepBoundary": 1.0}}, "set it to 0.9"),
+    "ROLL's loss in fp32": ({"training": {"compat": "roll"}}, "must be bf16"),
     "height without width": ({"training": {"height": 480}}, "give both"),
     "height no multiple of 16": ({"training": {"height": 481, "width": 480}}, "multiple of 16"),
     "unknown trainable model": (

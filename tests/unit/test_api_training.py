@@ -61,6 +61,7 @@ def test_the_shards_of_a_model_may_be_a_list() -> None:
         ({"final_timestep": 8}, "final_timestep=8: there are 8 denoising steps, counted from 0; use at most 7"),
         ({"min_timestep_boundary": 1.0, "max_timestep_boundary": 0.9}, "min_timestep_boundary=1.0: must not be above"),
         ({"min_timestep_boundary": 1.0}, "set min_timestep_boundary to 0.9 for Wan2.2-I2V-A14B, or train dit"),
+        ({"compat": "roll", "dtype": "fp32"}, "dtype=fp32: with compat=roll it must be bf16"),
         ({"height": 480}, "height and width: give both"),
         ({"trainable_models": "dit3"}, "trainable_models='dit3': unknown dit3; known are dit, dit2, vae, text_encoder"),
         ({"trainable_models": ""}, "trainable_models='': name at least one of"),

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewardfl_api.errors import Reason, RewardFLError
+from rewardfl_trainer.compat import Tiles
 from rewardfl_trainer.conditioning import Conditioner
 from rewardfl_trainer.memory import Checkpointing
 from rewardfl_trainer.models import Models
@@ -106,6 +107,14 @@ def test_the_decoded_video_is_diffsynths(num_frames: int) -> None:
 def test_encoding_is_diffsynths() -> None:
     vae, video = small_vae(), random(1, 3, 9, 32, 48).clamp(-1, 1)
     assert torch.equal(encode(vae, video), vae.encode(video, device="cpu"))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12), (10, 14), (6, 17)])
+def test_the_video_decoded_in_tiles_is_diffsynths(size: tuple[int, int]) -> None:
+    vae, latents = small_vae(), random(1, 16, 2, *size)
+    expected = vae.tiled_decode(latents, "cpu", (6, 7), (3, 4))
+    found = decode(vae, latents, tiles=Tiles(size=(6, 7), stride=(3, 4)))
+    torch.testing.assert_close(found, expected.clamp(-1, 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [RECOMPUTED, OFFLOADED])

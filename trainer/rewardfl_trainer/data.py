@@ -258,6 +258,7 @@ class MicroBatchSampler:
         seed: seed of the shuffling.
         rank, world_size: which share to return: of every `world_size` micro batches in a row, the one at `rank`.
         accumulation: micro batches a rank takes per optimizer step; a pass is a whole number of steps.
+        shuffle: False keeps the order of the table on every pass.
     """
 
     def __init__(
@@ -269,8 +270,9 @@ class MicroBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        shuffle: bool = True,
     ) -> None:
-        self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
+        self.sizes, self.batch_size, self.seed, self.shuffle = list(sizes), batch_size, seed, shuffle
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
 
     def __len__(self) -> int:
@@ -291,12 +293,14 @@ class MicroBatchSampler:
         """Return all micro batches of a pass, in order, before they are shared out."""
         generator = random.Random(f"{self.seed}/{pass_index}")  # noqa: S311 (an order, not a secret)
         order = list(range(len(self.sizes)))
-        generator.shuffle(order)
+        if self.shuffle:
+            generator.shuffle(order)
         buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
         for position in order:
             buckets[self.sizes[position]].append(position)
         batches = [batch for bucket in buckets.values() for batch in self._cut(bucket)]
-        generator.shuffle(batches)
+        if self.shuffle:
+            generator.shuffle(batches)
         return batches
 
     def _cut(self, bucket: list[int]) -> Iterator[list[int]]:

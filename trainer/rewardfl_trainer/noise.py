@@ -37,6 +37,11 @@ def sample_noise(
     return torch.randn(shape, generator=generator)
 
 
+def fixed_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    """Return the noise that ROLL gives every sample: N(0, 1) in fp32, drawn on the device it is used on."""
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
 def kl_steps(window: Window, *, sampled: bool, seed: int, row: int, visit: int) -> list[int]:
     """Return the steps on which the KL is computed: all of the window, or one drawn uniformly for this visit of the row."""
     if not sampled:

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rewardfl_api.training import TrainingParameters
+
+from .compat import Conventions
 
 
 @dataclass(frozen=True)
@@ -15,13 +18,22 @@ class Objective:
     reward_scale: float
     reward_weight: float
     kl_weight: float
+    dtype: torch.dtype | None = None
+    """Type to which every operation on the score rounds; None: the score's own."""
 
     @classmethod
     def of(cls, parameters: TrainingParameters) -> "Objective":
         """Return the objective that the training parameters describe."""
-        return cls(parameters.reward_baseline, parameters.reward_scale, parameters.reward_weight, parameters.kl_weight)
+        return cls(
+            parameters.reward_baseline,
+            parameters.reward_scale,
+            parameters.reward_weight,
+            parameters.kl_weight,
+            Conventions.of(parameters).loss_dtype,
+        )
 
     def loss(self, score: Tensor, kl: Tensor) -> Tensor:
         """Return the scalar loss of one sample from its score and its KL, both scalars."""
-        reward = (score - self.reward_baseline) / self.reward_scale
-        return -reward * self.reward_weight + self.kl_weight * kl
+        reward = (score.to(self.dtype or score.dtype) - self.reward_baseline) / self.reward_scale
+        loss = -reward * self.reward_weight + self.kl_weight * kl
+        return loss.to(self.dtype or loss.dtype)

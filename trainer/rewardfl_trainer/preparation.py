@@ -15,10 +15,11 @@ from torch import Tensor
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.training import TrainingParameters
 
+from .compat import Conventions
 from .conditioning import Condition, Conditioner
 from .data import Row, VideoDataset
 from .models import NotLoadedError
-from .noise import sample_noise
+from .noise import fixed_noise, sample_noise
 from .precompute.keys import Keys
 from .precompute.phases import CONDITION_NETWORKS, Phases
 from .precompute.store import Key, Store
@@ -100,6 +101,7 @@ class Preparer:
             device,
         )
         self.kept, self.leading = kept, leading
+        self.fixed_noise_seed = Conventions.of(parameters).fixed_noise_seed
         self.trains_condition = not set(CONDITION_NETWORKS).isdisjoint(parameters.trainable_model_names)
         self._last_video: tuple[int, Tensor] | None = None
 
@@ -172,6 +174,8 @@ class Preparer:
 
     def _noise(self, shape: tuple[int, ...], position: int, draw: int, purpose: Purpose) -> Tensor:
         """Return one of a row's noises, fp32 on the CPU."""
+        if self.fixed_noise_seed is not None and purpose == "train":
+            return fixed_noise(shape, self.fixed_noise_seed, self.device).cpu()
         row = self.dataset.rows[position]
         return sample_noise(shape, seed=self.parameters.seed, row=row.index, draw=draw, purpose=purpose)
 

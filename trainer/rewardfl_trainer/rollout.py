@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rewardfl_api.training import TrainingParameters
 
+from .compat import Conventions
 from .conditioning import Condition
 from .memory import Checkpointing
 from .models import Models
@@ -31,6 +32,7 @@ class Rollout:
     def __init__(self, models: Models, trainable: Trainable, plan: Plan, parameters: TrainingParameters) -> None:
         self.models, self.trainable, self.plan = models, trainable, plan
         self.use_kl = parameters.kl_weight > 0
+        self.tiles = Conventions.of(parameters).tiles
         self.checkpointing = Checkpointing.of(parameters)
 
     @torch.no_grad()
@@ -70,9 +72,9 @@ class Rollout:
             window=self.plan.window,
             reference=self._reference(reference_condition or condition) if self.use_kl else None,
             kl_steps=kl_steps,
-            steps=range(first_step, len(self.plan.schedule)),
+            steps=range(first_step, self.plan.end),
         )
-        return decode(self.models.vae, clean_BCthw, self.checkpointing), kl
+        return decode(self.models.vae, clean_BCthw, self.checkpointing, self.tiles), kl
 
     def _velocity(self, models: Models, condition: Condition) -> Velocity:
         """Return the velocity that `models` predict under the condition."""

@@ -15,6 +15,7 @@ from rewardfl_api.training import TrainingParameters
 
 from .checkpoint import Saver
 from .collective import on_main
+from .compat import Conventions
 from .conditioning import Conditioner, check_inputs
 from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflight
 from .engine import ZERO3, Engine
@@ -182,6 +183,7 @@ def _load_reward(parameters: TrainingParameters, process: Process) -> FaceReward
         Path(parameters.reward_model_path),
         channel_order=parameters.face_channel_order,
         missing_face_penalty=parameters.missing_face_penalty,
+        conventions=Conventions.of(parameters).faces,
         device=process.device,
     )
 
@@ -204,6 +206,7 @@ def _micro_batches(rows: Preflight, parameters: TrainingParameters, process: Pro
         rank=process.rank,
         world_size=process.world_size,
         accumulation=parameters.gradient_accumulation_steps,
+        shuffle=Conventions.of(parameters).shuffle,
     )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from rewardfl_api.training import TrainingParameters
 
+from .compat import Conventions
+
 NUM_TRAIN_TIMESTEPS = 1000
 """Timesteps run from 1000 (noise) to 0 (video), as Wan was trained."""
 
@@ -76,14 +78,20 @@ class Plan:
     schedule: Schedule
     experts: tuple[Expert, ...]
     window: Window
+    end: int
+    """The step before which a trained video is decoded: one past the last, where none is left out."""
 
     @classmethod
     def of(cls, parameters: TrainingParameters) -> "Plan":
         """Return the plan that the training parameters describe."""
         schedule = Schedule.shifted(parameters.num_inference_steps, parameters.sigma_shift)
+        conventions = Conventions.of(parameters)
         low, high = parameters.min_timestep_boundary, parameters.max_timestep_boundary
+        if conventions.boundaries is not None and not parameters.uses_single_dit:
+            low, high = conventions.boundaries
         experts = tuple(schedule.expert(step, low, high) for step in range(len(schedule)))
-        return cls(schedule, experts, Window(parameters.mid_timestep, parameters.final_timestep))
+        window = Window(parameters.mid_timestep, parameters.final_timestep)
+        return cls(schedule, experts, window, len(schedule) if conventions.finish_denoising else window.last + 1)
 
     @property
     def window_experts(self) -> set[Expert]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .compat import Tiles
 from .memory import Checkpointing
 
 if TYPE_CHECKING:
@@ -39,14 +40,25 @@ def encode(vae: "WanVideoVAE", video_B3THW: Tensor) -> Tensor:
     return latents_BCthw
 
 
-def decode(vae: "WanVideoVAE", latents_BCthw: Tensor, checkpointing: Checkpointing | None = None) -> Tensor:
+def decode(
+    vae: "WanVideoVAE", latents_BCthw: Tensor, checkpointing: Checkpointing | None = None, tiles: Tiles | None = None
+) -> Tensor:
     """Return the videos of normalised latents, clamped to [-1, 1], in the latents' type.
 
-    The gradient equals that of decoding without checkpoints.
+    The gradient equals that of decoding without checkpoints. `tiles` decodes as ROLL does, in overlapping tiles that are blended,
+    with the latents' statistics in their type.
     """
     checkpointing = checkpointing or Checkpointing(enabled=False)
+    if tiles is None:
+        return _decode_features(vae, vae.model.conv2(_denormalise(vae, latents_BCthw)), checkpointing).clamp(-1, 1)
+    mean, inverse_std = (values.to(latents_BCthw).view(1, -1, 1, 1, 1) for values in vae.scale)
+    features_BCthw = vae.model.conv2(latents_BCthw / inverse_std + mean)
+    return _decode_tiles(vae, features_BCthw, checkpointing, tiles).clamp(-1, 1)
+
+
+def _decode_features(vae: "WanVideoVAE", features_BCthw: Tensor, checkpointing: Checkpointing) -> Tensor:
+    """Run the decoder over the latent frames, one after the other."""
     decoder = vae.model.decoder
-    features_BCthw = vae.model.conv2(_denormalise(vae, latents_BCthw))
     vae.model.clear_cache()
     cache: list[Any] = list(vae.model._feat_map)
     frames: list[Tensor] = []
@@ -55,10 +67,49 @@ def decode(vae: "WanVideoVAE", latents_BCthw: Tensor, checkpointing: Checkpointi
         video_B3THW, present, _ = decoder(features_BC1hw, feat_cache=list(past), feat_idx=[0])
         return video_B3THW, present
 
-    for features_BC1hw in features_BCthw.split(1, dim=2):
+    for features_BC1hw in torch.split(features_BCthw, 1, dim=2):
         video_B3THW, cache = checkpointing.run(decode_frame, features_BC1hw, *cache)
         frames.append(video_B3THW)
-    return torch.cat(frames, dim=2).clamp(-1, 1)
+    return torch.cat(frames, dim=2)
+
+
+def _decode_tiles(vae: "WanVideoVAE", features_BCthw: Tensor, checkpointing: Checkpointing, tiles: Tiles) -> Tensor:
+    """Decode each tile and blend them with weights that rise linearly over the overlap (the smaller of both axes' weights)."""
+    height, width = features_BCthw.shape[-2:]
+    batch, time = len(features_BCthw), TEMPORAL_FACTOR * (features_BCthw.shape[2] - 1) + 1
+    video_B3THW = features_BCthw.new_zeros(batch, 3, time, height * SPATIAL_FACTOR, width * SPATIAL_FACTOR)
+    weight_HW = features_BCthw.new_zeros(video_B3THW.shape[-2:])
+    for top in _tile_starts(height, tiles.size[0], tiles.stride[0]):
+        for left in _tile_starts(width, tiles.size[1], tiles.stride[1]):
+            bottom, right = min(top + tiles.size[0], height), min(left + tiles.size[1], width)
+            decoded = _decode_features(vae, features_BCthw[..., top:bottom, left:right], checkpointing)
+            rows = _tile_weights(top, bottom, height, tiles.size[0] - tiles.stride[0])
+            columns = _tile_weights(left, right, width, tiles.size[1] - tiles.stride[1])
+            mask_HW = torch.minimum(rows[:, None], columns[None, :]).to(video_B3THW)
+            area = (
+                slice(top * SPATIAL_FACTOR, bottom * SPATIAL_FACTOR),
+                slice(left * SPATIAL_FACTOR, right * SPATIAL_FACTOR),
+            )
+            video_B3THW[(..., *area)] += decoded * mask_HW
+            weight_HW[area] += mask_HW
+    return video_B3THW / weight_HW
+
+
+def _tile_starts(length: int, size: int, stride: int) -> list[int]:
+    """Return where tiles begin; none begins where the tile before it already reaches the end."""
+    return [start for start in range(0, length, stride) if start == 0 or start - stride + size < length]
+
+
+def _tile_weights(start: int, end: int, length: int, overlap: int) -> Tensor:
+    """Return a tile's weights along one axis in pixels: 1 inside and at the picture's edge, rising over the overlap."""
+    weights = torch.ones((end - start) * SPATIAL_FACTOR)
+    border = overlap * SPATIAL_FACTOR
+    ramp = (torch.arange(border) + 1) / border
+    if start > 0:
+        weights[:border] = ramp[: len(weights)]
+    if end < length:
+        weights[-border:] = ramp.flip(0)[-len(weights) :]
+    return weights
 
 
 def _denormalise(vae: "WanVideoVAE", latents_BCthw: Tensor) -> Tensor:

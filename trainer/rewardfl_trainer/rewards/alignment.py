@@ -59,12 +59,37 @@ def crop_faces(frames_F3HW: Tensor, matrices_F23: Tensor) -> Tensor:
     Pixel centres have integer coordinates, as in cv2.warpAffine and insightface's `norm_crop`. `frames_F3HW` is in [-1, 1].
     """
     height, width = frames_F3HW.shape[-2:]
-    steps = torch.arange(CROP_SIZE, dtype=matrices_F23.dtype, device=matrices_F23.device)
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    crop_points_P3 = torch.stack((x, y, torch.ones_like(x)), dim=-1).reshape(-1, 3)
-    points_FP2 = crop_points_P3 @ invert_similarity(matrices_F23).transpose(1, 2)
+    points_FP2 = _crop_points(CROP_SIZE, CROP_SIZE, matrices_F23) @ invert_similarity(matrices_F23).transpose(1, 2)
     size_2 = points_FP2.new_tensor((width, height))
     grid_FP2 = (2 * points_FP2 + 1) / size_2 - 1
     grid = grid_FP2.view(-1, CROP_SIZE, CROP_SIZE, 2).to(frames_F3HW.dtype)
     # grid_sample pads with 0: shifted by one, 0 is black.
     return functional.grid_sample(frames_F3HW + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
+
+
+def crop_faces_as_roll(frames_F3HW: Tensor, matrices_F23: Tensor) -> Tensor:
+    """Sample the crop as ROLL does: the upper left 112x112 of the whole warped frame, which is not computed here.
+
+    ROLL writes the transform in units of width and height and samples with `align_corners`: both ends are a part in `width`
+    off. Outside the frame it takes mid-grey. What is left of a frame smaller than the crop is stretched to it.
+    """
+    height, width = frames_F3HW.shape[-2:]
+    rows, columns = min(CROP_SIZE, height), min(CROP_SIZE, width)
+    corners_2 = matrices_F23.new_tensor((width / (width - 1), height / (height - 1)))
+    crop_points_P3 = _crop_points(rows, columns, matrices_F23)
+    crop_points_P3[:, :2] *= corners_2
+    points_FP2 = crop_points_P3 @ invert_similarity(matrices_F23).transpose(1, 2)
+    grid_FP2 = 2 * points_FP2 / points_FP2.new_tensor((width, height)) - 1
+    grid = grid_FP2.view(-1, rows, columns, 2).to(frames_F3HW.dtype)
+    crops = functional.grid_sample(frames_F3HW, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    if (rows, columns) == (CROP_SIZE, CROP_SIZE):
+        return crops
+    return functional.interpolate(crops, (CROP_SIZE, CROP_SIZE), mode="bilinear", antialias=True)
+
+
+def _crop_points(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Return the homogeneous pixel coordinates (x, y, 1) of a crop, row by row."""
+    y, x = torch.meshgrid(
+        *(torch.arange(count, dtype=like.dtype, device=like.device) for count in (rows, columns)), indexing="ij"
+    )
+    return torch.stack((x, y, torch.ones_like(x)), dim=-1).reshape(-1, 3)

@@ -15,6 +15,7 @@ import torchvision.ops
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .conventions import CORRECT_FACES, DetectorInput
 from .onnx_network import find_model, load_network, quiet
 
 FILE_NAME = "scrfd_10g_bnkps.onnx"
@@ -27,12 +28,6 @@ OUTPUT_CHANNELS = (1, 4, 2 * NUM_POINTS)
 
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
-INCLUSIVE_PIXEL = 1.0
-"""insightface counts a box's last pixel as inside, so its boxes are wider and higher by one when they are compared."""
-
-HALF_RANGE = 127.5
-"""Half of the range of a pixel's value: [-1, 1] times this is value - 127.5."""
-DETECTOR_STD = 128.0
 FRAMES_PER_CALL = 16
 """Frames in one call of the network; bounds its memory, changes no result."""
 
@@ -53,21 +48,21 @@ class FaceDetector(nn.Module):
     anchor_centers_A2: Tensor
     anchor_strides_A1: Tensor
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, recipe: DetectorInput = CORRECT_FACES.detector) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.recipe = network, recipe
         centers_A2, strides_A1 = anchors()
         self.register_buffer("anchor_centers_A2", centers_A2, persistent=False)
         self.register_buffer("anchor_strides_A1", strides_A1, persistent=False)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, recipe: DetectorInput = CORRECT_FACES.detector) -> Self:
         """Read the detector of `folder`.
 
         Raises:
             RewardFLError: the file is missing or is not a detector with nine outputs (exit code 66).
         """
-        return cls(load_network(find_model(folder, FILE_NAME), len(STRIDES) * len(OUTPUT_CHANNELS)))
+        return cls(load_network(find_model(folder, FILE_NAME), len(STRIDES) * len(OUTPUT_CHANNELS)), recipe)
 
     @torch.no_grad()
     def forward(self, frames_F3HW: Tensor) -> Faces:
@@ -78,9 +73,9 @@ class FaceDetector(nn.Module):
     def _detect(self, frames_F3HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detect in as many frames as fit one call; returns the fields of `Faces`."""
         frames_F3HW = frames_F3HW.to(self.anchor_centers_A2)
-        letterboxed_F3SS, scale = letterbox(frames_F3HW)
+        letterboxed_F3SS, scale = letterbox(frames_F3HW, self.recipe)
         scores_FA, boxes_FA4, points_FA52 = self.decode(letterboxed_F3SS)
-        return largest_faces(scores_FA, boxes_FA4 / scale, points_FA52 / scale)
+        return largest_faces(scores_FA, boxes_FA4 / scale, points_FA52 / scale, self.recipe.inclusive_pixel)
 
     def decode(self, inputs_F3SS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the network; return scores_FA, boxes_FA4 and points_FA52 of every anchor in pixels of its input.
@@ -114,22 +109,25 @@ def anchors() -> tuple[Tensor, Tensor]:
     return torch.cat(centers), torch.cat(strides)
 
 
-def letterbox(frames_F3HW: Tensor) -> tuple[Tensor, float]:
+def letterbox(frames_F3HW: Tensor, recipe: DetectorInput = CORRECT_FACES.detector) -> tuple[Tensor, float]:
     """Scale frames in [-1, 1] to fit the network's input, top left on black; return that input, and the scale."""
     height, width = frames_F3HW.shape[-2:]
     ratio = height / width
     new_height, new_width = (INPUT_SIZE, int(INPUT_SIZE / ratio)) if ratio > 1 else (int(INPUT_SIZE * ratio), INPUT_SIZE)
     new_height, new_width = max(1, new_height), max(1, new_width)
-    resized = functional.interpolate(frames_F3HW.clamp(-1, 1), (new_height, new_width), mode="bilinear", align_corners=False)
-    padded = functional.pad(resized, (0, INPUT_SIZE - new_width, 0, INPUT_SIZE - new_height), value=-1.0)
-    return padded * (HALF_RANGE / DETECTOR_STD), new_height / height
+    size = (new_height, new_width)
+    resized = functional.interpolate(frames_F3HW.clamp(-1, 1), size, mode="bilinear", antialias=recipe.antialias)
+    padded = functional.pad(resized, (0, INPUT_SIZE - new_width, 0, INPUT_SIZE - new_height), value=recipe.padding)
+    return padded * recipe.scale, new_height / height
 
 
-def largest_faces(scores_FA: Tensor, boxes_FA4: Tensor, points_FA52: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def largest_faces(
+    scores_FA: Tensor, boxes_FA4: Tensor, points_FA52: Tensor, inclusive_pixel: float = CORRECT_FACES.detector.inclusive_pixel
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Suppress overlapping boxes and return the fields of `Faces`: the largest remaining box of each frame."""
     frame_K, anchor_K = (scores_FA >= SCORE_THRESHOLD).nonzero(as_tuple=True)
     scores_K, boxes_K4 = scores_FA[frame_K, anchor_K], boxes_FA4[frame_K, anchor_K]
-    inclusive_K4 = boxes_K4 + boxes_K4.new_tensor([0, 0, INCLUSIVE_PIXEL, INCLUSIVE_PIXEL])
+    inclusive_K4 = boxes_K4 + boxes_K4.new_tensor([0, 0, inclusive_pixel, inclusive_pixel])
     kept = torchvision.ops.batched_nms(inclusive_K4.double(), scores_K.double(), frame_K, NMS_THRESHOLD)
     frame_K, anchor_K, boxes_K4 = frame_K[kept], anchor_K[kept], boxes_K4[kept]
     area_K = (boxes_K4[:, 2] - boxes_K4[:, 0]) * (boxes_K4[:, 3] - boxes_K4[:, 1])

@@ -13,9 +13,11 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .alignment import crop_faces, similarity_to_template
+from .alignment import crop_faces, crop_faces_as_roll, similarity_to_template
 from .base import Reward, RewardResult
+from .conventions import CORRECT_FACES, FaceConventions
 from .detection import FaceDetector, Faces
 from .recognition import ChannelOrder, FaceRecogniser
 
@@ -52,10 +54,16 @@ class FaceResult(RewardResult):
 class FaceReward(Reward[FaceReference, FaceResult]):
     """Identity of the largest face. Detection carries no gradient; crop and embedding do."""
 
-    def __init__(self, detector: FaceDetector, recogniser: FaceRecogniser, missing_face_penalty: float = 0.0) -> None:
+    def __init__(
+        self,
+        detector: FaceDetector,
+        recogniser: FaceRecogniser,
+        missing_face_penalty: float = 0.0,
+        conventions: FaceConventions = CORRECT_FACES,
+    ) -> None:
         super().__init__()
         self.detector, self.recogniser = detector, recogniser
-        self.missing_face_penalty = missing_face_penalty
+        self.missing_face_penalty, self.conventions = missing_face_penalty, conventions
         self.freeze()
 
     @classmethod
@@ -65,6 +73,7 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         *,
         channel_order: ChannelOrder = "rgb",
         missing_face_penalty: float = 0.0,
+        conventions: FaceConventions = CORRECT_FACES,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
@@ -73,8 +82,9 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         Raises:
             RewardFLError: a file is missing or is not what it should be (exit code 66).
         """
-        recogniser = FaceRecogniser.load(folder, channel_order)
-        return cls(FaceDetector.load(folder), recogniser, missing_face_penalty).to(device=device, dtype=dtype)
+        recogniser = FaceRecogniser.load(folder, conventions.forced_channel_order or channel_order)
+        detector = FaceDetector.load(folder, conventions.detector)
+        return cls(detector, recogniser, missing_face_penalty, conventions).to(device=device, dtype=dtype)
 
     @torch.no_grad()
     def reference(self, video_B3THW: Tensor) -> FaceReference:
@@ -83,8 +93,10 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         Returns:
             `embeddings_BSE` with S = T. A video without any face has none found; every frame then scores the penalty.
         """
-        embeddings_BTE, faces = self._embed(video_B3THW)
+        embeddings_BTE, faces = self._embed(video_B3THW, self.conventions.reference_dtype)
         found_BT = faces.found_F.view(embeddings_BTE.shape[:2]).clone()
+        if self.conventions.first_reference_frame == "never":
+            found_BT[:, 0] = False
         found_BT[:, 0] &= ~found_BT[:, 1:].any(dim=1)
         return FaceReference(embeddings_BTE * found_BT.unsqueeze(-1), found_BT)
 
@@ -93,12 +105,19 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         scores_BT, faces = self.frame_scores(video_B3THW, reference)
         found_BT = faces.found_F.view(scores_BT.shape)
         return FaceResult(
-            score_B=scores_BT.mean(dim=1),
+            score_B=self._mean(scores_BT, found_BT),
             frame_scores_BT=scores_BT.detach().masked_fill(~found_BT, torch.nan),
             boxes_BT4=faces.boxes_F4.view(*scores_BT.shape, 4),
             keypoints_BT52=faces.keypoints_F52.view(*scores_BT.shape, 5, 2),
             no_face_fraction=1 - float(found_BT.float().mean()),
         )
+
+    def _mean(self, scores_BT: Tensor, found_BT: Tensor) -> Tensor:
+        """Return the score of each video: the mean of its frames, or of those with a face where it has any."""
+        if self.conventions.faceless == "penalty":
+            return scores_BT.mean(dim=1)
+        counted_BT = found_BT | ~found_BT.any(dim=1, keepdim=True)
+        return (scores_BT * counted_BT).sum(dim=1) / counted_BT.sum(dim=1)
 
     def frame_scores(self, video_B3THW: Tensor, reference: FaceReference) -> tuple[Tensor, Faces]:
         """Return the score of every frame with its gradient, and the faces (frames of all videos in a row).
@@ -119,8 +138,9 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         _, valid_F = similarity_to_template(faces.keypoints_F52)
         return Faces(faces.boxes_F4, faces.keypoints_F52, faces.scores_F, faces.found_F & valid_F)
 
-    def _embed(self, video_B3THW: Tensor) -> tuple[Tensor, Faces]:
+    def _embed(self, video_B3THW: Tensor, rounding: torch.dtype | None = None) -> tuple[Tensor, Faces]:
         """Return embeddings_BTE, zero where a frame has no face, and the faces of all frames in a row."""
+        crop = crop_faces_as_roll if self.conventions.whole_frame_grid else crop_faces
         batch, _, time = video_B3THW.shape[:3]
         frames_F3HW = video_B3THW.transpose(1, 2).flatten(0, 1).to(self.detector.anchor_centers_A2)
         with torch.autocast(frames_F3HW.device.type, enabled=False):
@@ -128,7 +148,7 @@ class FaceReward(Reward[FaceReference, FaceResult]):
             where_F = faces.found_F.nonzero().squeeze(-1)
             matrices_F23, _ = similarity_to_template(faces.keypoints_F52[where_F])
             embeddings = [
-                self.recogniser(crop_faces(frames_F3HW[indices], matrices))
+                self._normalised(self.recogniser.embed(crop(frames_F3HW[indices], matrices)), rounding)
                 for indices, matrices in zip(
                     torch.split(where_F, FACES_PER_CALL), torch.split(matrices_F23, FACES_PER_CALL), strict=True
                 )
@@ -139,3 +159,12 @@ class FaceReward(Reward[FaceReference, FaceResult]):
             found_FE = torch.cat(embeddings)
             embeddings_FE = found_FE.new_zeros(batch * time, found_FE.shape[-1]).index_copy(0, where_F, found_FE)
         return embeddings_FE.view(batch, time, -1), faces
+
+    @staticmethod
+    def _normalised(embeddings_FE: Tensor, rounding: torch.dtype | None) -> Tensor:
+        """Return the embeddings at length 1; where a convention asks for it, computed in a coarser type, length and all."""
+        if rounding is None:
+            return functional.normalize(embeddings_FE, dim=-1)
+        rounded_FE = embeddings_FE.to(rounding)
+        normalised_FE: Tensor = rounded_FE / torch.linalg.vector_norm(rounded_FE, dim=-1, keepdim=True)
+        return normalised_FE.to(embeddings_FE)

@@ -35,6 +35,11 @@ class FaceRecogniser(nn.Module):
 
     def forward(self, crops_F3SS: Tensor) -> Tensor:
         """Return L2-normalised embeddings_FE of 112x112 RGB crops in [-1, 1]."""
+        return functional.normalize(self.embed(crops_F3SS), dim=-1)
+
+    def embed(self, crops_F3SS: Tensor) -> Tensor:
+        """Return the embeddings as the network gives them, of any length."""
         inputs_F3SS = crops_F3SS.flip(1) if self.channel_order == "bgr" else crops_F3SS
         with quiet():
-            return functional.normalize(self.network(inputs_F3SS), dim=-1)
+            embeddings_FE: Tensor = self.network(inputs_F3SS)
+        return embeddings_FE
