@@ -90,7 +90,8 @@ class Store:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+                # Copied out of the map: what was verified must not change with the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
