@@ -178,6 +178,18 @@ def _training_rules() -> list[dict[str, str]]:
         ),
         _rule("has(self.height) == has(self.width)", "training.height and training.width: give both, or neither and maxPixels"),
         _rule(
+            "!has(self.rewards) || self.rewards.exists(reward, reward.weight > 0.0)",
+            "training.rewards: every weight is 0, so there is nothing to learn from; raise one",
+        ),
+        _rule(
+            "self.evalRows == 0 || !has(self.evalDataset)",
+            "training.evalRows: give it or training.evalDataset, not both",
+        ),
+        _rule(
+            "!has(self.evalSteps) || self.evalRows > 0 || has(self.evalDataset)",
+            "training.evalSteps: nothing to evaluate; set evalRows or evalDataset as well",
+        ),
+        _rule(
             "has(self.modelPaths) || has(self.modelIdWithOriginPaths)",
             "training.modelPaths: give the model files, or training.modelIdWithOriginPaths",
         ),

@@ -24,7 +24,7 @@ class Metrics(ApiModel):
     """The latest training metrics. All of them are means over the last logged optimizer step."""
 
     reward: Number | None = None
-    """Mean face score: cosine similarity to the first frame's person, -1 to 1."""
+    """Mean score; of several rewards, their mean by weight. That of face identity is a cosine, -1 to 1."""
     loss: Number | None = None
     """Loss."""
     kl: Number | None = None
@@ -35,6 +35,8 @@ class Metrics(ApiModel):
     """Seconds per optimizer step, averaged over the last steps."""
     no_face_fraction: Number | None = None
     """Share of generated frames without a face."""
+    held_out_reward: Number | None = None
+    """Mean score of the evaluation rows, which are never trained on, when it was last measured."""
 
 
 class StagingProgress(ApiModel):

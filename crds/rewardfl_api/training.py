@@ -4,6 +4,7 @@ The descriptions are the CRD's, the documentation's and the code's at once. Chec
 `TrainingParameters.check_together`; each error names the field, the value and the remedy.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -19,6 +20,9 @@ VIDEO_MULTIPLE = 16
 KNOWN_MODEL_NAMES = ("wan2_2",)
 KNOWN_MODELS = ("dit", "dit2", "vae", "text_encoder")
 KNOWN_EXTRA_INPUTS = ("input_image", "end_image")
+KNOWN_REWARDS = ("face_identity", "temporal_consistency")
+MAX_OPTIONS_CHARACTERS = 4096
+"""Length of a reward's options as JSON."""
 
 LrSchedulerType = Literal[
     "linear",
@@ -147,15 +151,60 @@ class SamplingParameters(ApiModel):
     """Fixed width, with `height`, instead of max_pixels. A multiple of 16."""
 
 
-class RewardParameters(ApiModel):
-    """The objective: loss = -(score - reward_baseline) / reward_scale * reward_weight + kl_weight * KL."""
+class RewardSpec(ApiModel):
+    """One of the rewards that are added up: (score - baseline) / scale * weight."""
 
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_]*)?$", max_length=256)]
+    """face_identity, temporal_consistency, or a class that the trainer image can import, as package.module:Class."""
+    weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """Weight in the sum. 0: scored and logged, without gradient."""
+    baseline: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    """Score at which its term is zero. Unset: rewardBaseline."""
+    scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Spread of its score that counts as one unit of reward. Unset: rewardScale."""
+    options: (
+        Annotated[dict[str, Any], Field(max_length=32, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None
+    ) = None
+    """What its class takes, by name; at most 4096 characters as JSON. See docs/rewards.md."""
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, value: str) -> str:
+        """A reward of this trainer, or an import path. The CRD takes any name, so that another reward needs no new CRD."""
+        if ":" not in value and value not in KNOWN_REWARDS:
+            raise ValueError(f"name={value!r}: unknown; use {', '.join(KNOWN_REWARDS)}, or package.module:Class")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def check_options(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Options stay small."""
+        if value is not None and (length := len(json.dumps(value))) > MAX_OPTIONS_CHARACTERS:
+            raise ValueError(f"options: {length} characters as JSON; at most {MAX_OPTIONS_CHARACTERS} are allowed")
+        return value
+
+
+class RewardParameters(ApiModel):
+    """The objective: loss = -(sum of (score - baseline) / scale * weight over the rewards) * reward_weight + kl_weight * KL."""
+
+    rewards: (
+        Annotated[
+            list[RewardSpec],
+            Field(
+                min_length=1,
+                max_length=8,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
+    """The rewards that are added up. Unset: face_identity alone, with weight 1."""
     reward_baseline: Annotated[float, Field(ge=-10, le=10)] = 0.54
-    """Face score at which the reward term is zero."""
+    """Score at which the reward term is zero."""
     reward_scale: Annotated[float, Field(gt=0, le=1000)] = 0.16
-    """Spread of the face score that counts as one unit of reward."""
+    """Spread of the score that counts as one unit of reward."""
     reward_weight: Annotated[float, Field(ge=0, le=1e6)] = 0.1
-    """Weight of the reward term."""
+    """Weight of the reward term, which is the sum over all rewards."""
     kl_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the KL term that holds the trained model near the untrained one."""
     kl_steps: Literal["all", "sampled"] = "all"
@@ -190,6 +239,14 @@ class ReportingParameters(ApiModel):
     """Optimizer steps between two saves of the trained weights."""
     num_sample_videos: Annotated[int, Field(ge=0, le=64)] = 1
     """Dataset rows of which a video is generated before and after training, with the same noise."""
+    eval_rows: Annotated[int, Field(ge=0, le=4096)] = 0
+    """The last so many usable rows of the dataset are never trained on; their videos give the held-out reward."""
+    eval_dataset: PathText | None = None
+    """Folder like `dataset`, none of whose rows is trained on; their videos give the held-out reward. Instead of eval_rows."""
+    eval_steps: Count | None = None
+    """Optimizer steps between two measurements of the held-out reward. Unset: only before and after training."""
+    eval_noise_seeds: Annotated[int, Field(ge=1, le=64)] = 1
+    """Videos of each evaluation row, with as many noises, none of which is trained with."""
 
 
 class TrainingParameters(
@@ -262,8 +319,21 @@ class TrainingParameters(
             )
         if not self.model_paths and not self.model_id_with_origin_paths:
             raise ValueError("model_paths: give the model files, or model_id_with_origin_paths")
+        self._check_rewards()
         self._check_trained_models()
         return self
+
+    def _check_rewards(self) -> None:
+        """Each reward once, one of them with weight, and one source of evaluation rows."""
+        names = [spec.name for spec in self.reward_specs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rewards: {', '.join(twice)} is listed twice; give it once, with the weights added up")
+        if not any(spec.weight > 0 for spec in self.reward_specs):
+            raise ValueError("rewards: every weight is 0, so there is nothing to learn from; raise one")
+        if self.eval_rows and self.eval_dataset:
+            raise ValueError(f"eval_rows={self.eval_rows}: give it or eval_dataset, not both")
+        if self.eval_steps and not self.evaluates:
+            raise ValueError(f"eval_steps={self.eval_steps}: nothing to evaluate; set eval_rows or eval_dataset as well")
 
     def _check_trained_models(self) -> None:
         """The LoRA's model is trained, a second DiT is used, and something is trained at all."""
@@ -280,6 +350,16 @@ class TrainingParameters(
                 "min_timestep_boundary=1.0: with both boundaries 1 only `dit` denoises and dit2 is never trained; "
                 "set min_timestep_boundary to 0.9 for Wan2.2-I2V-A14B, or train dit"
             )
+
+    @property
+    def reward_specs(self) -> list[RewardSpec]:
+        """The rewards; face_identity where none are given."""
+        return self.rewards or [RewardSpec(name="face_identity")]
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are rows for the held-out reward."""
+        return bool(self.eval_rows or self.eval_dataset)
 
     @property
     def trainable_model_names(self) -> list[str]:

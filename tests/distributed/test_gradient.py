@@ -16,6 +16,7 @@ from rewardfl_trainer.feedback import RewardFeedback
 from rewardfl_trainer.models import load_models
 from rewardfl_trainer.noise import derived_seed
 from rewardfl_trainer.preparation import Prepared, Preparer
+from rewardfl_trainer.rewards.composition import Part, Rewards
 from rewardfl_trainer.rewards.detection import Faces
 from rewardfl_trainer.rewards.face import FaceReward
 from rewardfl_trainer.rollout import Rollout
@@ -63,10 +64,11 @@ class Toy:
         stir(self.trainable)
         conditioner = Conditioner(models, parameters.extra_input_names, torch.float64, CPU)
         self.reward = PinnedFaces.load(Path(parameters.reward_model_path), dtype=torch.float64)
+        rewards = Rewards({"face_identity": Part(self.reward, "", 1.0, parameters.reward_baseline, parameters.reward_scale)})
         rollout = Rollout(models, self.trainable, plan, parameters)
         dataset = VideoDataset(load_rows(Path(config.dataset)), parameters)
-        preparer = Preparer(dataset, conditioner, self.reward, parameters, CPU)
-        self.feedback = RewardFeedback(rollout, preparer, self.reward, self.trainable, parameters)
+        preparer = Preparer(dataset, conditioner, rewards, parameters, CPU)
+        self.feedback = RewardFeedback(rollout, preparer, rewards, self.trainable, parameters)
         self.prepared: Prepared = preparer(0)
 
     def loss(self) -> Tensor:

@@ -128,6 +128,11 @@ def test_outcomes_are_averaged() -> None:
     assert means == pytest.approx({"loss": 2, "reward": 0.3, "kl": 0.05, "no_face_fraction": 0.25})
 
 
+def test_the_rewards_own_numbers_are_averaged_too() -> None:
+    outcomes = [Outcome(1, 0.2, 0.0, 0.0, {"reward_temporal_consistency": score}) for score in (0.5, 0.7)]
+    assert mean_over_ranks(outcomes, MAIN)["reward_temporal_consistency"] == pytest.approx(0.6)
+
+
 def test_an_error_of_the_main_rank_keeps_reason_remedy_and_exit_code() -> None:
     def fail() -> None:
         raise RewardFLError(Reason.BAD_DATASET, "row 3: no such video", "Upload it.", ExitCode.BAD_DATA)

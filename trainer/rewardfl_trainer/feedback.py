@@ -1,9 +1,10 @@
-"""One sample of Reward Feedback Learning: generate with gradient, score the faces, return the loss.
+"""One sample of Reward Feedback Learning: generate with gradient, score, return the loss.
 
 The steps 2 to 7 of docs/algorithm.md in order. Must not step an optimizer or write anything.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from .conditioning import Condition, Conditioner
 from .noise import kl_steps
 from .objective import Objective
 from .preparation import Prepared, Preparer
-from .rewards.face import FaceReward
+from .rewards.composition import Rewards
 from .rollout import Rollout
 from .trainable import Trainable
 
@@ -24,8 +25,17 @@ class Outcome:
 
     loss: float
     reward: float
+    """Mean of the scores by weight."""
     kl: float
     no_face_fraction: float
+    """nan where no reward looks for faces."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """Each of several scores, and the rewards' own numbers; the same names for every sample."""
+
+    def values(self) -> dict[str, float]:
+        """Return every number by the name that it is logged under."""
+        plain = {"reward": self.reward, "loss": self.loss, "kl": self.kl, "no_face_fraction": self.no_face_fraction}
+        return {**plain, **self.details}
 
 
 class RewardFeedback:
@@ -43,7 +53,7 @@ class RewardFeedback:
         self,
         rollout: Rollout,
         preparer: Preparer,
-        reward: FaceReward,
+        reward: Rewards,
         trainable: Trainable,
         parameters: TrainingParameters,
     ) -> None:
@@ -65,12 +75,9 @@ class RewardFeedback:
         sampled = self.parameters.kl_steps == "sampled"
         steps = kl_steps(self.rollout.plan.window, sampled=sampled, seed=seed, row=row, visit=visit)
         video_B3THW, kl = self.rollout.trained_video(condition, start.latents_BCthw, steps, untrained, start.first_step)
-        result = self.reward(video_B3THW, prepared.reference)
-        loss = self.objective.loss(result.score_B.mean(), kl)
-        outcome = Outcome(
-            float(loss.detach()), float(result.score_B.detach().mean()), float(kl.detach()), result.no_face_fraction
-        )
-        return loss, outcome
+        scores = self.reward(video_B3THW, prepared.reference)
+        loss = self.objective.combined(scores.value, kl)
+        return loss, Outcome(float(loss.detach()), scores.reward, float(kl.detach()), scores.no_face_fraction, scores.details())
 
     def _conditions(self, prepared: Prepared) -> tuple[Condition, Condition | None]:
         """Return the condition, with gradient where its networks are trained, and the untrained one where it differs."""

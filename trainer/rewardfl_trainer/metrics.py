@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-OUTCOME_NAMES = ("reward", "loss", "kl", "no_face_fraction")
+HELD_OUT = "held_out_"
+"""Beginning of the names of what is measured on evaluation rows; they have a group of their own in TensorBoard."""
 
 
 def mean_over_ranks(outcomes: Sequence[Outcome], process: Process) -> dict[str, float]:
-    """Return the means of the outcomes of all ranks; every rank has as many. A collective call."""
-    rows = [[getattr(outcome, name) for name in OUTCOME_NAMES] for outcome in outcomes]
+    """Return the means of the outcomes of all ranks; every rank has as many, of the same names. A collective call."""
+    values = [outcome.values() for outcome in outcomes]
+    names = list(values[0])
+    rows = [[value[name] for name in names] for value in values]
     means = torch.tensor(rows, dtype=torch.float64, device=process.device).mean(dim=0)
     distributed.all_reduce(means)
-    return dict(zip(OUTCOME_NAMES, (means / process.world_size).tolist(), strict=True))
+    return dict(zip(names, (means / process.world_size).tolist(), strict=True))
 
 
 class MetricsLog:
@@ -51,10 +54,13 @@ class MetricsLog:
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
-            self._tensorboard().add_scalar(f"train/{name}", value, step)
+            held_out = name.startswith(HELD_OUT)
+            self._tensorboard().add_scalar(
+                f"held_out/{name.removeprefix(HELD_OUT)}" if held_out else f"train/{name}", value, step
+            )
 
     def sample_scores(self, step: int, scores: Sequence[SampleScore]) -> None:
-        """Add the mean face score of the sample videos to TensorBoard."""
+        """Add the mean score of the sample videos to TensorBoard."""
         if self.enabled and scores:
             self._tensorboard().add_scalar("samples/reward", mean_score(scores), step)
 

@@ -33,7 +33,10 @@ class Objective:
         )
 
     def loss(self, score: Tensor, kl: Tensor) -> Tensor:
-        """Return the scalar loss of one sample from its score and its KL, both scalars."""
-        reward = (score.to(self.dtype or score.dtype) - self.reward_baseline) / self.reward_scale
-        loss = -reward * self.reward_weight + self.kl_weight * kl
+        """Return the scalar loss of one sample from the score of its only reward and its KL, both scalars."""
+        return self.combined((score.to(self.dtype or score.dtype) - self.reward_baseline) / self.reward_scale, kl)
+
+    def combined(self, value: Tensor, kl: Tensor) -> Tensor:
+        """Return the scalar loss from the sum of the rewards' terms (`rewards.composition`), each (score - baseline) / scale."""
+        loss = -value * self.reward_weight + self.kl_weight * kl
         return loss.to(self.dtype or loss.dtype)

@@ -23,7 +23,7 @@ from .noise import fixed_noise, sample_noise
 from .precompute.keys import Keys
 from .precompute.phases import CONDITION_NETWORKS, Phases
 from .precompute.store import Key, Store
-from .rewards.face import FaceReference, FaceReward
+from .rewards.composition import References, Rewards
 from .wan_vae import latent_shape
 
 Purpose = Literal["train", "sample"]
@@ -43,7 +43,7 @@ class Prepared:
     """The ground truth, where the condition has to be computed anew, with gradient, on every use; else None."""
     condition: Condition | None
     """None in just that case."""
-    reference: FaceReference
+    reference: References
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Preparer:
         self,
         dataset: VideoDataset,
         conditioner: Conditioner | None,
-        reward: FaceReward,
+        reward: Rewards,
         parameters: TrainingParameters,
         device: torch.device,
         kept: Kept | None = None,
@@ -123,13 +123,12 @@ class Preparer:
         return Condition(tensors["context_BLD"], tensors.get("image_BCthw"), self._latent_shape(self.kept, position))
 
     @torch.no_grad()
-    def reference(self, position: int) -> FaceReference:
+    def reference(self, position: int) -> References:
         """Return what the reward knows of a row's ground truth."""
         if self.kept is None or not self.kept.phases.keeps_references:
             return self._make_reference(position)
-        return FaceReference(
-            **self._get(self.kept, self.reference_key(position), lambda: _packed(self._make_reference(position)))
-        )
+        key = self.reference_key(position)
+        return self.reward.unpacked(self._get(self.kept, key, lambda: self._make_reference(position).tensors()))
 
     @torch.no_grad()
     def start(self, position: int, draw: int, *, purpose: Purpose = "train", condition: Condition | None = None) -> Start:
@@ -187,7 +186,7 @@ class Preparer:
             raise NotLoadedError("the conditioner")
         return self.conditioner(self.dataset.rows[position].prompt, self.video(position))
 
-    def _make_reference(self, position: int) -> FaceReference:
+    def _make_reference(self, position: int) -> References:
         return self.reward.reference(self.video(position)[None])
 
     def _make_prefix(self, condition: Condition, position: int, draw: int, purpose: Purpose) -> dict[str, Tensor]:

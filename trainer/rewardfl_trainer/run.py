@@ -28,7 +28,7 @@ from .precompute.keys import Keys
 from .precompute.phases import Phases
 from .precompute.store import Store
 from .preparation import Kept, Preparer
-from .rewards.face import FaceReward
+from .rewards.composition import Rewards
 from .rollout import Rollout
 from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
@@ -124,7 +124,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     plan = Plan.of(parameters)
     check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
     check_reached(parameters.trainable_model_names, plan)
-    reward = _load_reward(parameters, process)
+    reward = Rewards.load(parameters, device)
     rows = on_main(process, lambda: _check_dataset(config, reward))
     dataset = VideoDataset(rows.rows, parameters)
     order = Order(_micro_batches(rows, parameters, process), parameters)
@@ -177,20 +177,9 @@ def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
     return trained | {Wanted(position, SAMPLE_DRAW, "sample") for position in sample_positions}
 
 
-def _load_reward(parameters: TrainingParameters, process: Process) -> FaceReward:
-    """Load the face reward."""
-    return FaceReward.load(
-        Path(parameters.reward_model_path),
-        channel_order=parameters.face_channel_order,
-        missing_face_penalty=parameters.missing_face_penalty,
-        conventions=Conventions.of(parameters).faces,
-        device=process.device,
-    )
-
-
-def _check_dataset(config: TrainerConfig, reward: FaceReward) -> Preflight:
+def _check_dataset(config: TrainerConfig, reward: Rewards) -> Preflight:
     """Read the dataset's table and look at every row."""
-    result = preflight(load_rows(Path(config.dataset)), config.training, reward)
+    result = preflight(load_rows(Path(config.dataset)), config.training, reward.face_finder)
     for row in result.skipped:
         logger.warning("%s is left out: no face in its first frame", row)
     logger.info("%d rows to train on", len(result.rows))

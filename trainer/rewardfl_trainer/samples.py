@@ -1,4 +1,4 @@
-"""Videos before and after training, of the same rows with the same noise, and their face scores.
+"""Videos before and after training, of the same rows with the same noise, and their scores.
 
 The noise is never one that is trained with. Must not change anything that is trained.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from .checkpoint import write_json
 from .environment import Process
 from .preparation import Preparer
-from .rewards.face import FaceReward
+from .rewards.composition import Rewards
 from .rollout import Rollout
 from .storage import Storage, join
 from .video import write_video
@@ -32,14 +32,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampleScore:
-    """What a sample video scored. A frame without a face has null."""
+    """What a sample video scored."""
 
     row: int
     prompt: str
     video: str
     score: float
+    """Mean of the rewards' scores by weight."""
+    rewards: dict[str, float]
+    """Each reward's score."""
     frame_scores: list[float | None]
-    no_face_fraction: float
+    """The first reward's score of each frame; null where it has none, as in a frame without a face."""
+    no_face_fraction: float | None
+    """null where no reward looks for faces."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Sampler:
 
     rollout: Rollout
     preparer: Preparer
-    reward: FaceReward
+    reward: Rewards
     storage: Storage
     folder: Path
     output: str
@@ -77,7 +82,7 @@ class Sampler:
         if self.process.is_main and ordered:
             write_json(self.folder / SAMPLES_FOLDER / f"{moment}.json", [asdict(score) for score in ordered])
             self._upload(f"{moment}.json")
-            logger.info("face score %s training: %.4f", moment, mean_score(ordered))
+            logger.info("reward %s training: %.4f", moment, mean_score(ordered))
         return ordered
 
     @torch.no_grad()
@@ -85,7 +90,8 @@ class Sampler:
         """Generate, score and write one video."""
         prepared = self.preparer(position)
         video_B3THW = self.video(position)
-        result = self.reward(video_B3THW, prepared.reference)
+        scores = self.reward(video_B3THW, prepared.reference)
+        frame_scores_T = next(iter(scores.results.values())).frame_scores_BT[0]
         name = f"row-{prepared.row.index}.mp4"
         if write:
             write_video(self.folder / SAMPLES_FOLDER / moment / name, video_B3THW[0])
@@ -94,9 +100,10 @@ class Sampler:
             row=prepared.row.index,
             prompt=prepared.row.prompt,
             video=f"{moment}/{name}",
-            score=float(result.score_B.mean()),
-            frame_scores=[None if math.isnan(score) else score for score in result.frame_scores_BT[0].tolist()],
-            no_face_fraction=result.no_face_fraction,
+            score=scores.reward,
+            rewards={name: float(result.score_B.mean()) for name, result in scores.results.items()},
+            frame_scores=[None if math.isnan(score) else score for score in frame_scores_T.tolist()],
+            no_face_fraction=None if scores.faces is None else scores.faces.no_face_fraction,
         )
 
     @torch.no_grad()
@@ -111,5 +118,5 @@ class Sampler:
 
 
 def mean_score(scores: Sequence[SampleScore]) -> float:
-    """Return the mean face score of sample videos."""
+    """Return the mean score of sample videos."""
     return sum(score.score for score in scores) / len(scores)

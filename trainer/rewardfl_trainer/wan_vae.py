@@ -1,12 +1,14 @@
 """Wan's video VAE around its latents: encode without noise, decode exactly and differentiably.
 
 The decoder is causal in time: it takes one latent frame after the other and carries a cache of past activations. Here every
-latent frame is its own checkpoint, so the backward pass holds the activations of one frame instead of the whole video.
-Nothing is tiled: the result is that of the full decoder.
+latent frame is its own checkpoint, so the backward pass holds the activations of one frame instead of the whole video. The
+caches are large too (1.1 GB each at 480x480 in bf16): only those at the start of a few segments are kept, and the others are
+computed again when their segment's turn comes (docs/decisions/0080). Nothing is tiled: the result is that of the full decoder.
 
 Legend: B batch, C latent channels, t latent frames, T video frames = 4 (t - 1) + 1, h w latents, H W pixels = 8 h, 8 w.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,16 +63,40 @@ def _decode_features(vae: "WanVideoVAE", features_BCthw: Tensor, checkpointing: 
     decoder = vae.model.decoder
     vae.model.clear_cache()
     cache: list[Any] = list(vae.model._feat_map)
-    frames: list[Tensor] = []
+    videos: list[Tensor] = []
 
     def decode_frame(features_BC1hw: Tensor, *past: Any) -> tuple[Tensor, list[Any]]:
         video_B3THW, present, _ = decoder(features_BC1hw, feat_cache=list(past), feat_idx=[0])
         return video_B3THW, present
 
-    for features_BC1hw in torch.split(features_BCthw, 1, dim=2):
-        video_B3THW, cache = checkpointing.run(decode_frame, features_BC1hw, *cache)
-        frames.append(video_B3THW)
-    return torch.cat(frames, dim=2)
+    def decode_segment(features_BCshw: Tensor, *past: Any) -> tuple[Tensor, list[Any]]:
+        frames, present = [], list(past)
+        for features_BC1hw in torch.split(features_BCshw, 1, dim=2):
+            video_B3THW, present = checkpointing.run(decode_frame, features_BC1hw, *present)
+            frames.append(video_B3THW)
+        return torch.cat(frames, dim=2), present
+
+    # Offloaded caches are in CPU memory already. The last segment's turn comes at once: its caches are kept.
+    outer = Checkpointing(checkpointing.enabled and not checkpointing.offload)
+    *segments, last = features_BCthw.split_with_sizes(segment_lengths(features_BCthw.shape[2]), dim=2)
+    for features_BCshw in segments:
+        video_B3THW, cache = outer.run(decode_segment, features_BCshw, *cache)
+        videos.append(video_B3THW)
+    videos.append(decode_segment(last, *cache)[0])
+    return torch.cat(videos, dim=2)
+
+
+def segment_lengths(num_latent_frames: int) -> list[int]:
+    """Return how the latent frames are cut into segments: m, m - 1, m - 2, ... with the smallest m that reaches the end.
+
+    The backward pass goes from the last segment to the first and frees each one's starting cache: the earlier the segment,
+    the more room there is for its own caches. At any time at most m - 1 caches are kept, about sqrt(2 t).
+    """
+    longest = math.ceil((math.sqrt(8 * num_latent_frames + 1) - 1) / 2)
+    lengths: list[int] = []
+    while (left := num_latent_frames - sum(lengths)) > 0:
+        lengths.append(min(left, longest - len(lengths)))
+    return lengths
 
 
 def _decode_tiles(vae: "WanVideoVAE", features_BCthw: Tensor, checkpointing: Checkpointing, tiles: Tiles) -> Tensor:

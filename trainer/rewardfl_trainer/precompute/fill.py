@@ -23,7 +23,7 @@ from ..data import VideoDataset
 from ..environment import Process
 from ..models import DTYPES, MAX_TEXT_TOKENS, FoundModels, load_models
 from ..preparation import Kept, Preparer, Purpose
-from ..rewards.face import FaceReward
+from ..rewards.composition import Rewards
 from ..rollout import leading_steps
 from ..sampling import Plan
 from ..wan_vae import LATENT_CHANNELS, latent_shape
@@ -72,7 +72,7 @@ class FirstPhase:
     found: FoundModels
     plan: Plan
     dataset: VideoDataset
-    reward: FaceReward
+    reward: Rewards
     kept: Kept
     process: Process
     report: Report

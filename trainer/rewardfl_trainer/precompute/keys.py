@@ -21,6 +21,7 @@ from ..data import Row
 from ..models import FoundModels, check_tokenizer
 from ..rewards import detection, recognition
 from ..rewards.onnx_network import find_model
+from ..rewards.registry import identity
 from ..sampling import Plan
 from .digests import Digests
 from .phases import Phases
@@ -49,6 +50,7 @@ MODULES = (
 """Our own modules that results depend on."""
 
 NOT_OF_REFERENCES = (
+    "rewards",
     "reward_baseline",
     "reward_scale",
     "reward_weight",
@@ -97,6 +99,7 @@ class Keys:
     def reference(self, row: Row, size: tuple[int, int]) -> Key:
         """Name what the reward computes from a row's ground truth."""
         settings = self.parameters.model_dump(mode="json", include=set(RewardParameters.model_fields) - set(NOT_OF_REFERENCES))
+        settings["rewards"] = self._rewards
         return self._key(REFERENCE, {"video": self._video(row, size), "networks": self._reward, "settings": settings})
 
     def prefix(self, row: Row, size: tuple[int, int], noise_BCthw: Tensor) -> Key:
@@ -154,6 +157,10 @@ class Keys:
         folder = Path(self.parameters.tokenizer_path)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         return {file.relative_to(folder).as_posix(): self.digests.of(file) for file in files}
+
+    @cached_property
+    def _rewards(self) -> list[str]:
+        return [identity(spec) for spec in self.parameters.reward_specs]
 
     @cached_property
     def _reward(self) -> dict[str, str]:

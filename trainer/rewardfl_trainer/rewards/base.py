@@ -1,21 +1,33 @@
 """The interface of a reward: a frozen torch module that maps a video and a reference to a score and a diagnosis.
 
 A reward knows nothing of sampling, of the loss or of how its score is weighted; it must not train, print or write files.
+docs/rewards.md shows how to write one.
 
 Shapes: B videos, T frames, H W pixels. Videos are RGB in [-1, 1].
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-ReferenceT = TypeVar("ReferenceT")
-"""What a reward computes once from the ground-truth video."""
+from rewardfl_api.training import TrainingParameters
 
-ResultT = TypeVar("ResultT", bound="RewardResult")
-"""The reward's own result, with its own diagnosis."""
+
+@dataclass(frozen=True)
+class Reference:
+    """What a reward needs to know of ground-truth videos. Every field is a tensor whose first axis counts the videos."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same on `device`."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True)
@@ -32,12 +44,43 @@ class RewardResult:
         return {"reward": float(self.score_B.detach().mean())}
 
 
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may look at while it is made."""
+
+    parameters: TrainingParameters
+    """The training parameters; every path in them is local."""
+    device: torch.device
+    """Where videos and references will be."""
+
+
+ReferenceT = TypeVar("ReferenceT", bound=Reference)
+"""What a reward computes once from the ground-truth video."""
+
+ResultT = TypeVar("ResultT", bound=RewardResult)
+"""The reward's own result, with its own diagnosis."""
+
+
 class Reward(nn.Module, ABC, Generic[ReferenceT, ResultT]):
     """A frozen reward. Gradients flow through it to the video, never into it."""
 
+    reference_type: ClassVar[type[Reference]]
+    """What `reference` returns: references are kept on disk as their tensors."""
+
+    @classmethod
+    def create(cls, context: RewardContext, options: Mapping[str, Any]) -> Self:
+        """Return the reward as a run needs it, frozen and on the device. By default the options are the class's arguments.
+
+        Raises:
+            TypeError: an option that the class does not take, or one that is missing.
+            ValueError: an option has a value that the class cannot use.
+            RewardFLError: a file that the reward needs is missing or wrong.
+        """
+        return cls(**options).to(context.device).freeze()
+
     @abstractmethod
     def reference(self, video_B3THW: Tensor) -> ReferenceT:
-        """Return what `forward` needs to know of the ground-truth videos. Computed without gradient."""
+        """Return what `forward` needs to know of the ground-truth videos. Computed once a row, without gradient."""
 
     @abstractmethod
     def forward(self, video_B3THW: Tensor, reference: ReferenceT) -> ResultT:

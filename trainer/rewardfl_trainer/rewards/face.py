@@ -7,26 +7,33 @@ face never pays. Must not sample, decode or weigh.
 Shapes: B videos, T frames, S reference frames, F faces, E embedding (512), H W pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rewardfl_trainer.compat import Conventions
+from rewardfl_trainer.memory import Checkpointing
+
 from .alignment import crop_faces, crop_faces_as_roll, similarity_to_template
-from .base import Reward, RewardResult
+from .base import Reference, Reward, RewardContext, RewardResult
 from .conventions import CORRECT_FACES, FaceConventions
 from .detection import FaceDetector, Faces
 from .recognition import ChannelOrder, FaceRecogniser
 
-FACES_PER_CALL = 32
-"""Faces in one call of the recogniser; changes no result."""
+FACES_PER_CALL = 16
+"""Faces in one call of the recogniser; changes no result. Its activations (80 MB a face for glintr100) are those of one call."""
+
+CHECKPOINTED = Checkpointing(enabled=True)
+"""The backward pass embeds the faces of a call again instead of keeping their activations: memory does not grow with T."""
 
 
 @dataclass(frozen=True)
-class FaceReference:
+class FaceReference(Reference):
     """The ground truth's faces. `embeddings_BSE` is L2-normalised, and zero where `found_BS` is False."""
 
     embeddings_BSE: Tensor
@@ -54,6 +61,8 @@ class FaceResult(RewardResult):
 class FaceReward(Reward[FaceReference, FaceResult]):
     """Identity of the largest face. Detection carries no gradient; crop and embedding do."""
 
+    reference_type = FaceReference
+
     def __init__(
         self,
         detector: FaceDetector,
@@ -65,6 +74,20 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         self.detector, self.recogniser = detector, recogniser
         self.missing_face_penalty, self.conventions = missing_face_penalty, conventions
         self.freeze()
+
+    @classmethod
+    def create(cls, context: RewardContext, options: Mapping[str, Any]) -> Self:
+        """Return the reward with antelopev2 from `reward_model_path`. It takes no options."""
+        if options:
+            raise ValueError("takes none; set training.face_channel_order and missing_face_penalty")
+        parameters = context.parameters
+        return cls.load(
+            Path(parameters.reward_model_path),
+            channel_order=parameters.face_channel_order,
+            missing_face_penalty=parameters.missing_face_penalty,
+            conventions=Conventions.of(parameters).faces,
+            device=context.device,
+        )
 
     @classmethod
     def load(
@@ -140,7 +163,6 @@ class FaceReward(Reward[FaceReference, FaceResult]):
 
     def _embed(self, video_B3THW: Tensor, rounding: torch.dtype | None = None) -> tuple[Tensor, Faces]:
         """Return embeddings_BTE, zero where a frame has no face, and the faces of all frames in a row."""
-        crop = crop_faces_as_roll if self.conventions.whole_frame_grid else crop_faces
         batch, _, time = video_B3THW.shape[:3]
         frames_F3HW = video_B3THW.transpose(1, 2).flatten(0, 1).to(self.detector.anchor_centers_A2)
         with torch.autocast(frames_F3HW.device.type, enabled=False):
@@ -148,7 +170,7 @@ class FaceReward(Reward[FaceReference, FaceResult]):
             where_F = faces.found_F.nonzero().squeeze(-1)
             matrices_F23, _ = similarity_to_template(faces.keypoints_F52[where_F])
             embeddings = [
-                self._normalised(self.recogniser.embed(crop(frames_F3HW[indices], matrices)), rounding)
+                CHECKPOINTED.run(self._embed_faces, frames_F3HW, indices, matrices, rounding)
                 for indices, matrices in zip(
                     torch.split(where_F, FACES_PER_CALL), torch.split(matrices_F23, FACES_PER_CALL), strict=True
                 )
@@ -159,6 +181,11 @@ class FaceReward(Reward[FaceReference, FaceResult]):
             found_FE = torch.cat(embeddings)
             embeddings_FE = found_FE.new_zeros(batch * time, found_FE.shape[-1]).index_copy(0, where_F, found_FE)
         return embeddings_FE.view(batch, time, -1), faces
+
+    def _embed_faces(self, frames_F3HW: Tensor, indices_F: Tensor, matrices_F23: Tensor, rounding: torch.dtype | None) -> Tensor:
+        """Return the embeddings of the faces in the frames at `indices_F`."""
+        crop = crop_faces_as_roll if self.conventions.whole_frame_grid else crop_faces
+        return self._normalised(self.recogniser.embed(crop(frames_F3HW[indices_F], matrices_F23)), rounding)
 
     @staticmethod
     def _normalised(embeddings_FE: Tensor, rounding: torch.dtype | None) -> Tensor:
