@@ -1,12 +1,16 @@
 """The `rewardfl` command line. Commands that need the trainer or a cluster import it when they run, so that help is instant."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import __version__
+from .errors import ExitCode, RewardFLError
+from .training import EXPORT_FORMATS
 
 app = typer.Typer(
     help="Reward Feedback Learning of Wan2.2 on Kubernetes.",
@@ -36,6 +40,89 @@ def tiny_models(directory: Annotated[Path, typer.Argument(help="Folder to write 
         typer.echo(f"rewardfl tiny-models: {directory}: {error.strerror}; name a folder that can be written", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"wrote {directory}")
+
+
+@app.command()
+def convert(
+    configuration: Annotated[Path, typer.Argument(help="A ROLL configuration, e.g. reward_fl_config.yaml.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")] = None,
+    compat: Annotated[
+        Literal["none", "roll"], typer.Option(help="roll: compute what ROLL computed, mistakes included.")
+    ] = "none",
+    dataset: Annotated[str | None, typer.Option(help="Folder with metadata.csv and the videos, e.g. s3://data/faces/.")] = None,
+    results: Annotated[str | None, typer.Option(help="Folder for the results, e.g. s3://results/faces/.")] = None,
+) -> None:
+    """Convert a ROLL Reward FL configuration to a RewardFLJob. What is not kept is named, on standard error and in the file."""
+    from . import roll
+
+    with _reporting("convert"):
+        try:
+            text = configuration.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            typer.echo(f"rewardfl convert: {configuration}: {error}", err=True)
+            raise typer.Exit(ExitCode.MISSING_INPUT) from error
+        converted = roll.convert(text, compat=compat, dataset=dataset, output=results)
+        for note in converted.notes:
+            typer.echo(f"rewardfl convert: {note}", err=True)
+        if output is None:
+            typer.echo(converted.render(), nl=False)
+        else:
+            output.write_text(converted.render(), encoding="utf-8")
+
+
+@app.command()
+def export(
+    lora: Annotated[Path, typer.Argument(help="A trained LoRA, in any layout.")],
+    layouts: Annotated[list[str], typer.Option("--format", "-f", help=f"Layout: {', '.join(EXPORT_FORMATS)}. May be repeated.")],
+    folder: Annotated[Path | None, typer.Option("--folder", help="Folder to write into. Default: that of the LoRA.")] = None,
+) -> None:
+    """Write a LoRA in the key layout of DiffSynth, ComfyUI or diffusers."""
+    if unknown := [layout for layout in layouts if layout not in EXPORT_FORMATS]:
+        typer.echo(f"rewardfl export: --format {unknown[0]}: unknown; known are {', '.join(EXPORT_FORMATS)}", err=True)
+        raise typer.Exit(ExitCode.USAGE)
+    with _reporting("export"):
+        for path in _trainer("export", "rewardfl_trainer.lora_files").convert_file(lora, layouts, folder):
+            typer.echo(f"wrote {path}")
+
+
+@app.command()
+def merge(
+    lora: Annotated[Path, typer.Argument(help="A trained LoRA, in any layout.")],
+    base: Annotated[str, typer.Argument(help="The DiT it was trained on: file, folder, pattern or comma-separated shards.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, *.safetensors.")],
+    scale: Annotated[float, typer.Option(help="Strength of the LoRA.")] = 1.0,
+    shard_gb: Annotated[float, typer.Option(help="Larger models are written as shards of this size, in GB.", min=1e-6)] = 10.0,
+) -> None:
+    """Put a LoRA into its DiT: a full model with the keys and the precision of the base."""
+    with _reporting("merge"):
+        merging = _trainer("merge", "rewardfl_trainer.merge")
+        merged = merging.merge(lora, base, output, scale=scale, max_shard_bytes=int(shard_gb * 1e9))
+        for path in merged.files:
+            typer.echo(f"wrote {path}")
+        trained_on = f"; the LoRA was trained on {merged.trained_on}, which the base has to be" if merged.trained_on else ""
+        typer.echo(f"{merged.layers} layers changed{trained_on}")
+
+
+def _trainer(command: str, module: str) -> Any:
+    """Import a module of the trainer by name: the API itself does not depend on it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        typer.echo(f"rewardfl {command}: {error}; install rewardfl[trainer]", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _reporting(command: str) -> Iterator[None]:
+    """Turn an error into one line and its exit code."""
+    try:
+        yield
+    except RewardFLError as error:
+        typer.echo(f"rewardfl {command}: {error}", err=True)
+        raise typer.Exit(int(error.exit_code)) from error
+    except OSError as error:
+        typer.echo(f"rewardfl {command}: {error}", err=True)
+        raise typer.Exit(int(ExitCode.IO_ERROR)) from error
 
 
 @app.command()

@@ -5,7 +5,7 @@ The descriptions are the CRD's, the documentation's and the code's at once. Chec
 """
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -23,6 +23,10 @@ KNOWN_EXTRA_INPUTS = ("input_image", "end_image")
 KNOWN_REWARDS = ("face_identity", "temporal_consistency")
 MAX_OPTIONS_CHARACTERS = 4096
 """Length of a reward's options as JSON."""
+
+ExportFormat = Literal["diffsynth", "comfyui", "diffusers"]
+"""A library's layout of a LoRA's keys."""
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 LrSchedulerType = Literal[
     "linear",
@@ -247,6 +251,9 @@ class ReportingParameters(ApiModel):
     """Optimizer steps between two measurements of the held-out reward. Unset: only before and after training."""
     eval_noise_seeds: Annotated[int, Field(ge=1, le=64)] = 1
     """Videos of each evaluation row, with as many noises, none of which is trained with."""
+    export_formats: Text = "diffsynth,comfyui,diffusers"
+    """Key layouts that the trained LoRA is written in at the end, comma separated: diffsynth (lora.safetensors), comfyui
+    (lora-comfyui.safetensors), diffusers (lora-diffusers.safetensors)."""
 
 
 class TrainingParameters(
@@ -283,6 +290,14 @@ class TrainingParameters(
     def check_extra_inputs(cls, value: str) -> str:
         """Only inputs that exist."""
         return _known(value, KNOWN_EXTRA_INPUTS, "extra_inputs")
+
+    @field_validator("export_formats")
+    @classmethod
+    def check_export_formats(cls, value: str) -> str:
+        """Only layouts that exist, and at least one: a run has to leave its result."""
+        if not split_names(value):
+            raise ValueError(f"export_formats={value!r}: name at least one of {', '.join(EXPORT_FORMATS)}")
+        return _known(value, EXPORT_FORMATS, "export_formats")
 
     @field_validator("num_frames")
     @classmethod
@@ -370,6 +385,11 @@ class TrainingParameters(
     def extra_input_names(self) -> list[str]:
         """The names in `extra_inputs`."""
         return split_names(self.extra_inputs)
+
+    @property
+    def export_format_names(self) -> list[ExportFormat]:
+        """The names in `export_formats`."""
+        return cast("list[ExportFormat]", split_names(self.export_formats))
 
     @property
     def lora_target_names(self) -> list[str]:

@@ -21,7 +21,7 @@ from rewardfl_api.progress import Checkpoint
 from rewardfl_api.training import TrainingParameters
 
 from .environment import Process
-from .export import exported
+from .export import exported, in_layouts
 from .storage import Storage, join
 from .trainable import Trainable
 
@@ -68,7 +68,7 @@ class Saver:
         tensors = exported(self.trainable, self.parameters, partitioned=self.partitioned)
         uris: list[str] = []
         if self.process.is_main:
-            for name, file_tensors in tensors.items():
+            for name, file_tensors in in_layouts(tensors, self.parameters).items():
                 path = self.folder / f"{name}{SUFFIX}"
                 write_whole(path, file_tensors, self._metadata(step))
                 uris.append(self.storage.upload_file(path, join(self.output, path.name)))

@@ -1,8 +1,8 @@
-"""Trained weights as safetensors, in the layout of the library that reads them. Writes no files by itself.
+"""Trained weights by name, in the layouts of the libraries that read them. Writes no files by itself.
 
 A LoRA has DiffSynth's keys: `blocks.0.self_attn.q.lora_A.default.weight`. Readers multiply lora_B by lora_A and nothing else,
-so a scale other than 1 (lora_alpha / lora_rank) is put into lora_B. A fully trained network has the keys it was loaded with
-in DiffSynth. Types: LoRA fp32; a full network as it computes.
+so a scale other than 1 (lora_alpha / lora_rank) is put into lora_B. At the end it is written in the other layouts as well. A
+fully trained network has the keys it was loaded with in DiffSynth. Types: LoRA fp32; a full network as it computes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from rewardfl_api.training import TrainingParameters
+from rewardfl_api.training import ExportFormat, TrainingParameters
 
 from .lora import ADAPTER, lora_layers
+from .lora_layouts import read_lora, to_layout
 from .trainable import Trainable
 
 LORA_FILE = "lora"
+FILE_OF_LAYOUT: dict[ExportFormat, str] = {
+    "diffsynth": LORA_FILE,
+    "comfyui": f"{LORA_FILE}-comfyui",
+    "diffusers": f"{LORA_FILE}-diffusers",
+}
+"""Name, without suffix, of the file in each layout."""
 
 
 def exported(trainable: Trainable, parameters: TrainingParameters, *, partitioned: bool) -> dict[str, dict[str, Tensor]]:
@@ -31,6 +38,14 @@ def exported(trainable: Trainable, parameters: TrainingParameters, *, partitione
         scale = parameters.lora_scale_numerator / parameters.lora_rank
         return {LORA_FILE: _lora_tensors(trainable.lora_base, scale, partitioned)}
     return {name: _gathered(network.named_parameters(), partitioned) for name, network in trainable.networks.items()}
+
+
+def in_layouts(files: dict[str, dict[str, Tensor]], parameters: TrainingParameters) -> dict[str, dict[str, Tensor]]:
+    """Return what is written at the end: the LoRA in every layout of `export_formats`; fully trained networks as they are."""
+    if LORA_FILE not in files:
+        return files
+    lora = read_lora(files[LORA_FILE], LORA_FILE)
+    return {FILE_OF_LAYOUT[layout]: to_layout(lora, layout) for layout in parameters.export_format_names}
 
 
 def _lora_tensors(network: nn.Module, scale: float, partitioned: bool) -> dict[str, Tensor]:
