@@ -16,13 +16,18 @@ LFS_BYTES = 1000
 
 @dataclass
 class HubStandIn:
-    """One repository on a hub. `org/name` exists, with the branches main and v1 for Hugging Face, master for ModelScope."""
+    """One repository on a hub. `org/name` exists, with the branches main and v1 for Hugging Face, master for ModelScope.
+
+    Attributes:
+        also: a second name of the same repository.
+    """
 
     files: dict[str, bytes]
     endpoint: str = ""
     honours_ranges: bool = True
     damaged: set[str] = field(default_factory=set)
     gated: bool = False
+    also: str = "org/name"
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def contents(self) -> list[str]:
@@ -47,7 +52,10 @@ def _serving(hub: HubStandIn, cdn: str) -> Iterator[str]:
         def do_GET(self) -> None:
             hub.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
             url = urlsplit(self.path)
-            path, query = unquote(url.path), {name: values[0] for name, values in parse_qs(url.query).items()}
+            path, query = (
+                unquote(url.path).replace(hub.also, "org/name"),
+                {name: values[0] for name, values in parse_qs(url.query).items()},
+            )
             if path.startswith("/cdn/"):
                 self.content(path.removeprefix("/cdn/"))
             elif hub.gated:

@@ -50,6 +50,35 @@ def test_the_lora_sits_on_every_target_of_every_block() -> None:
     assert names == attention | {f"blocks.{b}.ffn.{part}" for b in (0, 1) for part in (0, 2)}
 
 
+@pytest.mark.parametrize(
+    ("targets", "per_block"), [("q", 2), ("self_attn.q", 1), ("ffn.0, ffn.2", 2), ("blocks.1.cross_attn.o", 0.5)]
+)
+def test_lora_target_modules_decides_which_layers_are_trained(targets: str, per_block: float) -> None:
+    names = [name for name, module in adapted(lora_target_modules=targets).named_modules() if hasattr(module, "lora_A")]
+    wanted = tuple(target.strip() for target in targets.split(","))
+    assert len(names) == 2 * per_block
+    assert all(name.endswith(wanted) for name in names)
+
+
+@pytest.mark.parametrize("rank", [1, 7])
+def test_lora_rank_is_the_inner_size_of_every_pair(rank: int) -> None:
+    for layer in lora_layers(adapted(lora_rank=rank)):
+        assert layer.lora_A["default"].weight.shape[0] == rank
+        assert layer.lora_B["default"].weight.shape[1] == rank
+
+
+def test_lora_alpha_over_rank_is_the_strength_and_the_rank_itself_is_strength_one() -> None:
+    x = random(3, 48)
+    changes = {}
+    for alpha in (None, 4.0, 8.0, 1.0):
+        layer = next(iter(lora_layers(stir(adapted(lora_alpha=alpha)))))
+        changes[alpha] = layer(x) - layer.base_layer(x)
+        product = x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
+        torch.testing.assert_close(changes[alpha], product * (1.0 if alpha is None else alpha / 4))
+    assert torch.equal(changes[None], changes[4.0])
+    assert float(changes[8.0].detach().abs().max()) > 0.01
+
+
 def test_a_fresh_lora_changes_nothing() -> None:
     assert torch.equal(velocity(adapted()), velocity(small_dit()))
 

@@ -175,6 +175,34 @@ def test_the_image_condition_is_diffsynths(inputs: tuple[str, ...]) -> None:
     assert torch.equal(condition.image_BCthw[:, :4], expected[:, :4])
 
 
+def test_end_image_conditions_on_the_last_frame_and_input_image_alone_does_not() -> None:
+    models = small_models()
+    video = random(3, 9, 32, 48).clamp(-1, 1)
+    other = video.clone()
+    other[:, -1] *= -1
+    images = {}
+    for inputs in (("input_image",), ("input_image", "end_image")):
+        conditioner = Conditioner(models, inputs, torch.float32, CPU)
+        images[inputs] = [conditioner.image(one) for one in (video, other)]
+    (first, unmoved), (both, moved) = images.values()
+    assert torch.equal(first, unmoved)
+    assert torch.equal(both[:, :4], moved[:, :4])
+    assert not torch.allclose(both[:, 4:], moved[:, 4:], atol=1e-3)
+    # Mask channels of the three latent frames: the first frame stands for a whole one, the last is one of four.
+    assert first[0, :4, :, 0, 0].T.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert both[0, :4, :, 0, 0].T.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_input_image_conditions_on_the_first_frame() -> None:
+    video = random(3, 9, 32, 48).clamp(-1, 1)
+    other = video.clone()
+    other[:, 0] *= -1
+    conditioner = Conditioner(small_models(), ("input_image",), torch.float32, CPU)
+    first, second = conditioner.image(video), conditioner.image(other)
+    assert torch.equal(first[:, :4], second[:, :4])
+    assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
+
+
 def test_the_prompts_embedding_is_diffsynths_and_zero_beyond_its_words() -> None:
     models = small_models()
     expected = WanVideoUnit_PromptEmbedder().encode_prompt(small_pipeline(models), "one two three")
