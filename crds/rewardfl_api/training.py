@@ -240,7 +240,9 @@ class ReportingParameters(ApiModel):
     logging_steps: Count = 1
     """Optimizer steps between two lines of metrics."""
     save_steps: Count = 25
-    """Optimizer steps between two saves of the trained weights."""
+    """Optimizer steps between two checkpoints."""
+    save_total_limit: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Checkpoints kept, in the output folder and on the local disk. An older one is deleted when a newer one is uploaded."""
     num_sample_videos: Annotated[int, Field(ge=0, le=64)] = 1
     """Dataset rows of which a video is generated before and after training, with the same noise."""
     eval_rows: Annotated[int, Field(ge=0, le=4096)] = 0

@@ -49,6 +49,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_che
     assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 2]
     assert lines[-1]["loss"] is None
     assert (run.folder / "checkpoints" / "step-3" / "manifest.json").is_file()
+    assert run.saver.uploads.finish()
 
 
 def start(config: Path, tmp_path: Path) -> tuple[int, dict[str, object], str]:

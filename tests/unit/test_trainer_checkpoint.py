@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,27 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
+from torch.optim.lr_scheduler import LRScheduler
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.spec import Storage as StorageSpec
+from rewardfl_api.training import TrainingParameters
 from rewardfl_trainer import checkpoint as checkpointing
-from rewardfl_trainer.checkpoint import MANIFEST_FILE, Saver, write_whole
+from rewardfl_trainer.checkpoint import Saver, write_whole
 from rewardfl_trainer.collective import on_main
+from rewardfl_trainer.engine_state import EngineState
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.feedback import Outcome
+from rewardfl_trainer.identity import Identity, Rows
+from rewardfl_trainer.manifest import MANIFEST_FILE
 from rewardfl_trainer.metrics import MetricsLog, mean_over_ranks
 from rewardfl_trainer.models import Models
+from rewardfl_trainer.optimizer import make_optimizer, make_schedule
+from rewardfl_trainer.order import Position
 from rewardfl_trainer.sampling import Plan
 from rewardfl_trainer.storage import Storage
-from rewardfl_trainer.trainable import make_trainable
+from rewardfl_trainer.trainable import Trainable, make_trainable
+from rewardfl_trainer.uploads import Uploads
 from tests.unit.datasets import parameters
 from tests.unit.small_networks import small_dit, small_text_encoder, small_vae
 
@@ -37,27 +46,71 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> object:
     distributed.destroy_process_group()
 
 
+@dataclass
+class SmallEngine:
+    """Optimizer and schedule without DeepSpeed."""
+
+    state: EngineState
+    schedule: LRScheduler
+
+
+def engine_of(trainable: Trainable, given: TrainingParameters) -> SmallEngine:
+    named = trainable.parameters()
+    optimizer = make_optimizer([parameter for _, parameter in named], given, offloaded=False)
+    return SmallEngine(EngineState(named, optimizer, optimizer, MAIN), make_schedule(optimizer, given, 10))
+
+
 def saver(tmp_path: Path, **changes: object) -> Saver:
     given = parameters(
         trainable_models="dit2", min_timestep_boundary=0.9, **{"lora_base_model": "dit2", "lora_rank": 2, **changes}
     )
     models = Models(small_dit(), small_dit(1), small_text_encoder(), small_vae(), tokenizer=None)  # type: ignore[arg-type]
     trainable = make_trainable(models, given, Plan.of(given))
-    storage = Storage(StorageSpec())
-    return Saver(trainable, given, storage, tmp_path / "work", str(tmp_path / "out"), MAIN, partitioned=False)
+    storage, output = Storage(StorageSpec()), str(tmp_path / "out")
+    identity = Identity(output=output, training=given.to_trainer(), dataset=Rows(rows=1, sha256="0"))
+    uploads = Uploads(storage, output, given.save_total_limit, retry_seconds=0.1)
+    engine = engine_of(trainable, given)
+    return Saver(trainable, engine, given, storage, uploads, tmp_path / "work", output, identity, MAIN, partitioned=False)
 
 
-def test_a_checkpoint_holds_the_weights_and_a_manifest_that_describes_them(tmp_path: Path) -> None:
-    made = saver(tmp_path).save(5)
-    assert made is not None
+def train_a_step(made: Saver) -> None:
+    """Update the trained parameters once, with a gradient of their own value plus one."""
+    for _, parameter in made.engine.state.named:
+        parameter.grad = parameter.detach() + 1
+    made.engine.state.optimizer.step()
+    made.engine.schedule.step()
+
+
+def test_a_checkpoint_holds_weights_and_state_and_a_manifest_that_describes_them(tmp_path: Path) -> None:
+    made = saver(tmp_path)
+    train_a_step(made)
+    made.save(Position(step=5))
+    assert made.uploads.finish()
     folder = tmp_path / "out" / "checkpoints" / "step-5"
-    assert (made.step, made.uri) == (5, str(folder))
+    assert made.uploads.uploaded is not None
+    assert (made.uploads.uploaded.step, made.uploads.uploaded.uri) == (5, str(folder))
+    names = ["lora.safetensors", "manifest.json", "state-00001.safetensors", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     assert manifest["step"] == 5
-    (described,) = manifest["files"]
-    content = (folder / "lora.safetensors").read_bytes()
-    assert described == {"name": "lora.safetensors", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert sorted(path.name for path in folder.iterdir()) == ["lora.safetensors", "manifest.json"]
+    assert [file["name"] for file in manifest["files"]] == [name for name in names if name != "manifest.json"]
+    for file in manifest["files"]:
+        content = (folder / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_state_larger_than_a_file_is_spread_over_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointing, "STATE_FILE_BYTES", 1000)
+    made = saver(tmp_path)
+    train_a_step(made)
+    made.save(Position(step=1))
+    assert made.uploads.finish()
+    paths = sorted((tmp_path / "out" / "checkpoints" / "step-1").glob("state-*.safetensors"))
+    assert len(paths) > 3
+    found = {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    expected = dict(made.engine.state.tensors())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_the_lora_file_says_how_it_was_made(tmp_path: Path) -> None:
@@ -87,24 +140,6 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monke
     with pytest.raises(OSError, match="No space"):
         write_whole(path, {"weight": torch.zeros(2)}, {})
     assert torch.equal(load_file(path)["weight"], torch.ones(2))
-
-
-def test_a_save_that_is_interrupted_has_no_manifest_and_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = saver(tmp_path)
-    made.save(5)
-
-    def refuse(*_arguments: object) -> str:
-        raise RewardFLError(Reason.STORAGE_UNAVAILABLE, "output: gone", exit_code=ExitCode.UNAVAILABLE)
-
-    monkeypatch.setattr(Storage, "upload_file", refuse)
-    with pytest.raises(RewardFLError):
-        made.save(10)
-    folder = tmp_path / "out" / "checkpoints"
-    assert (folder / "step-5" / MANIFEST_FILE).is_file()
-    assert not (folder / "step-10" / MANIFEST_FILE).exists()
-    assert not (tmp_path / "work" / "checkpoints" / "step-10" / MANIFEST_FILE).exists()
 
 
 def test_metrics_are_one_json_object_a_line_and_tensorboard_events(tmp_path: Path) -> None:

@@ -1,18 +1,28 @@
 """The optimizer, its schedules, DeepSpeed's section, and the order of steps."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from rewardfl_api.deepspeed import preset_config
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.data import MicroBatchSampler
 from rewardfl_trainer.engine import deepspeed_section
-from rewardfl_trainer.optimizer import GuardedAdamW, advance_schedule, make_optimizer, make_schedule
-from rewardfl_trainer.run import Order
+from rewardfl_trainer.optimizer import (
+    GuardedAdamW,
+    advance_schedule,
+    make_optimizer,
+    make_schedule,
+    restore_schedule,
+    schedule_state,
+)
+from rewardfl_trainer.order import Order
 from tests.unit.datasets import parameters
 
 TYPES = [
@@ -165,7 +175,75 @@ def test_every_world_size_of_a_global_batch_trains_on_the_same_samples_in_the_sa
 
 def test_rounds_repeat_a_batch_in_a_row_and_passes_reshuffle() -> None:
     batches = list(order(8, num_train_epochs=2, dataset_repeat=2).batches())
-    assert all(batches[step] == batches[step + 1] for step in range(0, 32, 2))
+    assert all(batches[step].positions == batches[step + 1].positions for step in range(0, 32, 2))
     first, second = ([batch.positions[0] for batch in batches if batch.pass_index == index][::2] for index in (0, 1))
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dataset_repeat": 3},
+        {"num_train_epochs": 3, "dataset_repeat": 2},
+        {"gradient_accumulation_steps": 3, "max_steps": 11},
+        {"per_device_train_batch_size": 3, "dataset_repeat": 2},
+    ],
+)
+def test_from_every_position_on_the_batches_are_those_of_an_unbroken_run(changes: dict[str, int]) -> None:
+    whole = order(8, 1, 2, **changes)
+    batches = list(whole.batches())
+    for number, batch in enumerate(batches, start=1):
+        rest = replace(whole, start=batch.end)
+        assert (batch.end.step, rest.total_steps) == (number, whole.total_steps)
+        assert list(rest.batches()) == batches[number:]
+
+
+def test_a_position_of_four_ranks_is_gone_on_from_with_one() -> None:
+    four = [list(order(16, rank, 4, dataset_repeat=2).batches()) for rank in range(4)]
+    alone = replace(order(16, gradient_accumulation_steps=4, dataset_repeat=2), start=four[0][2].end)
+    rest = [sorted(batch.positions) for batch in alone.batches()]
+    assert rest == [sorted(position for rank in four for position in rank[step].positions) for step in range(3, 8)]
+    assert alone.total_steps == 8
+
+
+def test_a_global_batch_of_another_size_leaves_no_sample_out() -> None:
+    three = list(order(12, 0, 3).batches())
+    larger = replace(order(12, gradient_accumulation_steps=4), start=three[0].end)
+    assert sorted(position for batch in larger.batches() for position in batch.positions) == list(range(12))
+    assert larger.total_steps == 1 + 3
+
+
+@pytest.mark.parametrize("name", [*TYPES, "warmup_stable_decay", "reduce_lr_on_plateau"])
+def test_a_schedule_goes_on_where_it_was(name: str) -> None:
+    given = parameters(learning_rate=1e-3, lr_scheduler_type=name, warmup_steps=3)
+
+    def made() -> LRScheduler:
+        return make_schedule(make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=False), given, 40)
+
+    def steps(schedule: LRScheduler, numbers: range) -> list[float]:
+        rates = []
+        for number in numbers:
+            schedule.optimizer.step()
+            advance_schedule(schedule, 1.0 + number % 2)
+            rates.append(schedule.optimizer.param_groups[0]["lr"])
+        return rates
+
+    first, second = made(), made()
+    steps(first, range(17))
+    restore_schedule(second, json.loads(json.dumps(schedule_state(first))))
+    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"]
+    assert steps(first, range(17, 40)) == steps(second, range(17, 40))
+
+
+def test_a_resumed_schedule_follows_a_changed_learning_rate() -> None:
+    before, after = (parameters(learning_rate=rate, lr_scheduler_type="linear", warmup_steps=0) for rate in (1e-3, 1e-4))
+    first, second = (
+        make_schedule(make_optimizer([nn.Parameter(torch.zeros(1))], p, offloaded=False), p, 10) for p in (before, after)
+    )
+    for _ in range(5):
+        first.optimizer.step()
+        first.step()
+    restore_schedule(second, schedule_state(first))
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(5e-5)

@@ -1,37 +1,52 @@
-"""Saves the trained weights: whole or not at all, on disk and in `output`.
+"""Saves all that a run is: whole or not at all, on disk at once, and in `output` in the background.
 
-A checkpoint is a folder `checkpoints/step-N/` with the weights and, written last, `manifest.json`; without a manifest it does
-not exist. Optimizer and scheduler state can be added beside the weights without changing this form.
+A checkpoint is a folder `checkpoints/step-N/`: the trained weights as they are exported, `state-*.safetensors` (the optimizer's
+masters and moments), `state.json` (position, counters, schedule, random generators, identity), the metrics and TensorBoard events
+up to this step, and, written last, `manifest.json`; without a manifest that describes them all it does not exist.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, distributed
+from torch.optim.lr_scheduler import LRScheduler
 
-from rewardfl_api.progress import Checkpoint
+import rewardfl_api
 from rewardfl_api.training import TrainingParameters
 
+from . import random_state
+from .engine_state import EngineState
 from .environment import Process
 from .export import exported, in_layouts
+from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .identity import Identity
+from .manifest import MANIFEST_FILE, Manifest, sync
+from .optimizer import schedule_state
+from .order import Position
+from .run_state import STATE_FILE, RunState
 from .storage import Storage, join
 from .trainable import Trainable
+from .uploads import CHECKPOINTS_FOLDER, Uploads, checkpoint_name
 
-CHECKPOINTS_FOLDER = "checkpoints"
-MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 1
 SUFFIX = ".safetensors"
-HASH_CHUNK_BYTES = 2**22
+STATE_PREFIX = "state-"
+STATE_FILE_BYTES = 4 * 2**30
+"""Size at which another file of optimizer state is begun: what the main rank holds of it in memory at a time."""
 
 logger = logging.getLogger(__name__)
+
+
+class Trained(Protocol):
+    """What the saver needs of the engine."""
+
+    state: EngineState
+    schedule: LRScheduler
 
 
 @dataclass(frozen=True)
@@ -39,29 +54,52 @@ class Saver:
     """Writes checkpoints and the final weights. Every rank calls it; the main one writes.
 
     Attributes:
+        engine: holds optimizer and schedule.
+        uploads: takes finished checkpoints.
         folder: local folder of the results.
         output: where they are uploaded to.
+        identity: the run that the checkpoints belong to.
         partitioned: whether ZeRO 3 spread the parameters over the ranks.
     """
 
     trainable: Trainable
+    engine: Trained
     parameters: TrainingParameters
     storage: Storage
+    uploads: Uploads
     folder: Path
     output: str
+    identity: Identity
     process: Process
     partitioned: bool
 
-    def save(self, step: int) -> Checkpoint | None:
-        """Write and upload the checkpoint of an optimizer step. A collective call; only the main rank gets the checkpoint.
+    def save(self, position: Position, bad_steps: int = 0) -> None:
+        """Write a checkpoint to the disk and hand it to the uploads. A collective call.
+
+        Args:
+            position: how far the run is; the checkpoint is named after its step.
+            bad_steps: steps in a row, the last ones, that were skipped.
 
         Raises:
-            RewardFLError: it could not be uploaded; the local one is whole.
+            OSError: the disk is full or broken; what was saved before is untouched.
         """
+        folder = self.folder / CHECKPOINTS_FOLDER / checkpoint_name(position.step)
+        if self.process.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         tensors = exported(self.trainable, self.parameters, partitioned=self.partitioned)
-        checkpoint = self._write(step, tensors) if self.process.is_main else None
+        if self.process.is_main:
+            for name, file_tensors in tensors.items():
+                write_whole(folder / f"{name}{SUFFIX}", file_tensors, self._metadata(position.step))
+        self._write_engine_state(folder)
+        generators = random_state.gathered(self.process)
+        if self.process.is_main:
+            write_json(folder / STATE_FILE, self._state(position, bad_steps, generators).dump())
+            self._copy_metrics(folder)
+            write_json(folder / MANIFEST_FILE, Manifest.of(folder, position.step).content())
+            logger.info("saved %s", folder)
+            self.uploads.submit(folder, position.step)
         distributed.barrier()
-        return checkpoint
 
     def save_final(self, step: int) -> list[str]:
         """Write and upload the weights under their final names. A collective call; the main rank gets their URIs."""
@@ -75,25 +113,36 @@ class Saver:
         distributed.barrier()
         return uris
 
-    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Checkpoint:
-        """Write a checkpoint's files, the manifest last, first here and then in `output`."""
-        name = f"step-{step}"
-        folder = self.folder / CHECKPOINTS_FOLDER / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        files = []
-        for file_name, file_tensors in tensors.items():
-            path = folder / f"{file_name}{SUFFIX}"
-            write_whole(path, file_tensors, self._metadata(step))
-            files.append(path)
-        uri = join(join(self.output, CHECKPOINTS_FOLDER), name)
-        for path in files:
-            self.storage.upload_file(path, join(uri, path.name))
-        manifest = folder / MANIFEST_FILE
-        write_json(manifest, {"version": MANIFEST_VERSION, "step": step, "files": [_describe(path) for path in files]})
-        self.storage.upload_file(manifest, join(uri, manifest.name))
-        logger.info("saved %s", uri)
-        return Checkpoint(step=step, uri=uri, time=datetime.now(UTC))
+    def _write_engine_state(self, folder: Path) -> None:
+        """Write the optimizer's state, a file at a time. A collective call."""
+        part: dict[str, Tensor] = {}
+        size, number = 0, 1
+        for name, tensor in self.engine.state.tensors():
+            if part and size + tensor.nbytes > STATE_FILE_BYTES:
+                write_whole(folder / f"{STATE_PREFIX}{number:05}{SUFFIX}", part, {"format": "pt"})
+                part, size, number = {}, 0, number + 1
+            part[name] = tensor
+            size += tensor.nbytes
+        if part:
+            write_whole(folder / f"{STATE_PREFIX}{number:05}{SUFFIX}", part, {"format": "pt"})
+
+    def _state(self, position: Position, bad_steps: int, generators: list[dict[str, Any]]) -> RunState:
+        """Return what is not tensors."""
+        return RunState(
+            position=position,
+            bad_steps=bad_steps,
+            schedule=schedule_state(self.engine.schedule),
+            random=generators,
+            identity=self.identity,
+            made_by={"rewardfl": rewardfl_api.__version__, "torch": torch.__version__, "world_size": self.process.world_size},
+        )
+
+    def _copy_metrics(self, folder: Path) -> None:
+        """Put the metrics so far into the checkpoint: a resumed run goes on with these, and later lines are gone."""
+        if (self.folder / METRICS_FILE).is_file():
+            shutil.copyfile(self.folder / METRICS_FILE, folder / METRICS_FILE)
+        if (self.folder / TENSORBOARD_FOLDER).is_dir():
+            shutil.copytree(self.folder / TENSORBOARD_FOLDER, folder / TENSORBOARD_FOLDER)
 
     def _metadata(self, step: int) -> dict[str, str]:
         """Return what a weights file says about itself."""
@@ -111,9 +160,9 @@ def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata=metadata)
-    _sync(partial)
+    sync(partial)
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -121,24 +170,6 @@ def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _sync(partial)
+    sync(partial)
     partial.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """Return name, size and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    sync(path.parent)

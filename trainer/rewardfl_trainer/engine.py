@@ -19,6 +19,7 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.training import TrainingParameters
 
+from .engine_state import EngineState
 from .environment import Process
 from .optimizer import advance_schedule, make_optimizer, make_schedule
 from .trainable import Trainable
@@ -79,6 +80,7 @@ class Engine:
         section = deepspeed_section(config, process.world_size, full=trainable.lora_base is None)
         zero = section.get("zero_optimization", {})
         self.zero_stage = int(zero.get("stage", 0))
+        _check_offload(zero)
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         whole = self.zero_stage == ZERO3 or trainable.lora_base is None
         held = Held(trainable, whole_networks=whole)
@@ -91,6 +93,7 @@ class Engine:
         except (ValueError, AssertionError) as error:
             raise _bad_section(str(error)) from error
         self.schedule = make_schedule(self.optimizer, parameters, total_steps)
+        self.state = EngineState(trainable.parameters(), self.optimizer, self.deepspeed.optimizer, process)
         self.micro_steps = section["gradient_accumulation_steps"]
 
     def accumulate(self, function: Callable[[], tuple[Tensor, OutcomeT]]) -> OutcomeT:
@@ -172,6 +175,13 @@ def _check_batch_size(parameters: TrainingParameters, world_size: int) -> None:
             "Change one of them, or leave train_batch_size out.",
             ExitCode.BAD_CONFIGURATION,
         )
+
+
+def _check_offload(zero: dict[str, Any]) -> None:
+    """Checkpoints hold the optimizer's state, which is read from memory."""
+    for section in ("offload_optimizer", "offload_param"):
+        if zero.get(section, {}).get("device") == "nvme":
+            raise _bad_section(f"zero_optimization.{section}.device=nvme: is not supported; use cpu")
 
 
 def _bad_section(problem: str) -> RewardFLError:

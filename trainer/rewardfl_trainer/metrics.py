@@ -5,6 +5,7 @@ Every rank calls `mean_over_ranks`; only the main one writes. Must not decide an
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +16,12 @@ from torch import distributed
 
 from .environment import Process
 from .feedback import Outcome
+from .files import METRICS_FILE, TENSORBOARD_FOLDER
 from .samples import SampleScore, mean_score
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 HELD_OUT = "held_out_"
 """Beginning of the names of what is measured on evaluation rows; they have a group of their own in TensorBoard."""
 
@@ -37,14 +37,22 @@ def mean_over_ranks(outcomes: Sequence[Outcome], process: Process) -> dict[str, 
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard events into a folder. On ranks other than 0 it writes nothing."""
+    """Writes metrics.jsonl and TensorBoard events into a folder. On ranks other than 0 it writes nothing.
 
-    def __init__(self, folder: Path, process: Process) -> None:
-        self.folder, self.enabled = folder, process.is_main
+    Args:
+        folder: where to.
+        process: which rank this is.
+        start: step that the run goes on from. Above 0, what stands in the folder was written up to it and is added to.
+    """
+
+    def __init__(self, folder: Path, process: Process, start: int = 0) -> None:
+        self.folder, self.enabled, self.start = folder, process.is_main, start
         self._writer: SummaryWriter | None = None
         if self.enabled:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / METRICS_FILE).write_text("")
+            if start == 0:
+                (folder / METRICS_FILE).write_text("")
+                shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add the values of an optimizer step. What is not finite is null in the file."""
@@ -85,5 +93,5 @@ class MetricsLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - takes seconds, and only rank 0 needs it
 
-            self._writer = SummaryWriter(str(self.folder / TENSORBOARD_FOLDER))
+            self._writer = SummaryWriter(str(self.folder / TENSORBOARD_FOLDER), purge_step=self.start + 1 if self.start else None)
         return self._writer

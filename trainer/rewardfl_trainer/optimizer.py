@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from rewardfl_api.training import TrainingParameters
 
@@ -88,3 +88,29 @@ def advance_schedule(schedule: LRScheduler, loss: float) -> None:
         schedule.step(loss)
     else:
         schedule.step()
+
+
+def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
+    """Return what a schedule has to remember, as plain values."""
+    state = {name: value for name, value in schedule.state_dict().items() if name != "lr_lambdas"}
+    return state | {"learning_rates": [float(group["lr"]) for group in schedule.optimizer.param_groups]}
+
+
+def restore_schedule(schedule: LRScheduler, state: dict[str, Any]) -> None:
+    """Set a schedule, and the optimizer's learning rate, to what `schedule_state` returned.
+
+    A schedule that depends on the number of steps alone follows its own parameters from that step on, so that they may have been
+    changed; one that watches the loss goes on with all that it remembers.
+    """
+    schedule.last_epoch = int(state["last_epoch"])
+    if isinstance(schedule, LambdaLR):
+        schedule._step_count = schedule.last_epoch + 1
+        rates = [base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    elif "best" in state:
+        schedule.load_state_dict({name: value for name, value in state.items() if name != "learning_rates"})
+        rates = list(state["learning_rates"])
+    else:
+        return
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates

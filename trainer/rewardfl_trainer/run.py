@@ -3,16 +3,17 @@
 The order is that of what fails soonest and costs least: output, model files, dataset, faces in first frames, the networks.
 """
 
-import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewardfl_api.progress import Checkpoint, Results
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.training import TrainingParameters
 
+from . import random_state
 from .checkpoint import Saver
 from .collective import on_main
 from .compat import Conventions
@@ -21,69 +22,29 @@ from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflig
 from .engine import ZERO3, Engine
 from .environment import Process
 from .feedback import RewardFeedback
+from .finished import finished_results
+from .identity import Identity
 from .models import DTYPES, find_models, load_models
+from .order import Order, Position
 from .precompute.digests import Digests
 from .precompute.fill import FirstPhase, Report, Wanted
 from .precompute.keys import Keys
 from .precompute.phases import Phases
 from .precompute.store import Store
 from .preparation import Kept, Preparer
+from .resume import Found, find, restore, restore_metrics
 from .rewards.composition import Rewards
 from .rollout import Rollout
 from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
 from .storage import Storage
 from .trainable import Trainable, check_reached, make_trainable
+from .uploads import Uploads
 
 OUTPUT_FOLDER = "output"
 """Below the work folder: what is uploaded."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The samples of one optimizer step of this rank."""
-
-    pass_index: int
-    """Passes over the dataset done before."""
-    positions: list[int]
-    """Positions in the dataset."""
-
-    @property
-    def visit(self) -> int:
-        """How often these samples were trained on before; decides which of their noises is used."""
-        return self.pass_index
-
-
-@dataclass(frozen=True)
-class Order:
-    """Which samples are trained on, step by step."""
-
-    sampler: MicroBatchSampler
-    parameters: TrainingParameters
-
-    @property
-    def steps_per_pass(self) -> int:
-        """Optimizer steps of a pass over the dataset."""
-        return len(self.sampler) // self.parameters.gradient_accumulation_steps * self.parameters.num_train_epochs
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.parameters.max_steps or self.steps_per_pass * self.parameters.dataset_repeat
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the batch of every optimizer step."""
-        return itertools.islice(self._endless(), self.total_steps)
-
-    def _endless(self) -> Iterator[Batch]:
-        accumulation = self.parameters.gradient_accumulation_steps
-        for pass_index in itertools.count():
-            micro_batches = self.sampler.batches(pass_index)
-            for start in range(0, len(micro_batches), accumulation):
-                positions = list(itertools.chain.from_iterable(micro_batches[start : start + accumulation]))
-                yield from itertools.repeat(Batch(pass_index, positions), self.parameters.num_train_epochs)
 
 
 @dataclass(frozen=True)
@@ -102,22 +63,36 @@ class Run:
     storage: Storage
     folder: Path
     sample_positions: list[int]
+    resumed: Found | None
+    """The checkpoint that it goes on from."""
 
 
-def assemble(config: TrainerConfig, process: Process, report: Report = logger.info) -> Run:
-    """Return a run, ready for its first step. All sources of `config` are local.
+class AlreadyDoneError(Exception):
+    """Every step was made by an earlier start, and its results are in `output`."""
+
+    def __init__(self, step: int, results: Results) -> None:
+        super().__init__(f"all {step} steps are done")
+        self.step, self.results = step, results
+
+
+def assemble(config: TrainerConfig, process: Process, report: Report = logger.info, written: TrainerConfig | None = None) -> Run:
+    """Return a run, ready for its next step: the first, or the one after the newest checkpoint of its output.
 
     The first phase (`precompute/`) runs in here: its networks are gone before those of training are loaded.
 
     Args:
-        config: what to train.
+        config: what to train. All its sources are local.
         process: this rank.
         report: is told what goes on, on the main rank.
+        written: the configuration as the user wrote it, which checkpoints are bound to. None: the same.
 
     Raises:
-        RewardFLError: the output cannot be written, the dataset is bad, a model is missing, or parameters contradict the models.
+        RewardFLError: the output cannot be written, the dataset is bad, a model is missing, parameters contradict the models, or
+            the checkpoint in the output is one of other parameters.
+        AlreadyDoneError: nothing is left to do.
     """
     parameters, device = config.training, process.device
+    folder = Path(config.work_dir) / OUTPUT_FOLDER
     storage = Storage.from_config(config)
     on_main(process, lambda: storage.check_writable(config.output))
     found = find_models(parameters)
@@ -127,7 +102,11 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     reward = Rewards.load(parameters, device)
     rows = on_main(process, lambda: _check_dataset(config, reward))
     dataset = VideoDataset(rows.rows, parameters)
-    order = Order(_micro_batches(rows, parameters, process), parameters)
+    identity = Identity.of(written or config, rows.rows, Path(config.dataset))
+    resumed = on_main(process, lambda: find(storage, folder, identity))
+    order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
+    if resumed is not None:
+        _check_not_done(order, storage, config.output, process)
     sample_positions = list(range(min(parameters.num_sample_videos, len(dataset))))
     phases = Phases.of(parameters, plan)
     kept = None
@@ -145,8 +124,12 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     engine = Engine(trainable, config, process, order.total_steps)
     rollout = Rollout(models, trainable, plan, parameters)
     preparer = Preparer(dataset, conditioner, reward, parameters, device, kept)
-    folder = Path(config.work_dir) / OUTPUT_FOLDER
     partitioned = engine.zero_stage == ZERO3
+    uploads = Uploads(storage, config.output, parameters.save_total_limit)
+    if resumed is None:
+        random_state.seed(parameters.seed, process)
+    else:
+        _go_on(resumed, engine, uploads, process, folder)
     return Run(
         config=config,
         process=process,
@@ -156,11 +139,31 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         feedback=RewardFeedback(rollout, preparer, reward, trainable, parameters),
         engine=engine,
         sampler=Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned),
-        saver=Saver(trainable, parameters, storage, folder, config.output, process, partitioned),
+        saver=Saver(trainable, engine, parameters, storage, uploads, folder, config.output, identity, process, partitioned),
         storage=storage,
         folder=folder,
         sample_positions=sample_positions,
+        resumed=resumed,
     )
+
+
+def _check_not_done(order: Order, storage: Storage, output: str, process: Process) -> None:
+    """Raise where an earlier start has made all steps and written the results. A collective call."""
+    total = order.total_steps
+    if order.start.step == total and (results := on_main(process, lambda: finished_results(storage, output, total))) is not None:
+        raise AlreadyDoneError(total, results)
+
+
+def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, folder: Path) -> None:
+    """Put everything that a run has into the state of the checkpoint."""
+    restore(found, engine, process)
+    if process.is_main:
+        restore_metrics(found, folder)
+        if found.uploaded:
+            uploads.uploaded = Checkpoint(step=found.position.step, uri=found.uri, time=found.time)
+        else:
+            uploads.submit(found.folder, found.position.step)
+    logger.info("goes on after step %d, from %s", found.position.step, found.uri)
 
 
 def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:

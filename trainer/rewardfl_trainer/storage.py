@@ -1,4 +1,4 @@
-"""Writes results to `output`: an s3:// folder or a local one, each file whole or not at all. It never deletes a local result."""
+"""Writes results to `output` and reads them back: an s3:// folder or a local one, each file whole or not at all."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import botocore.exceptions
@@ -17,7 +17,7 @@ from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Source, parse_source
 from rewardfl_trainer.s3 import endpoint_of, make_client
-from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, status_of, storage_errors
+from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, missing_object, status_of, storage_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -102,6 +102,57 @@ class Storage:
         files = sorted(path for path in local.rglob("*") if path.is_file() and not path.is_symlink())
         return [self.upload_file(path, join(uri, path.relative_to(local).as_posix())) for path in files]
 
+    def list_files(self, folder: str) -> dict[str, int]:
+        """Return name and size of every file below `folder`; names that would lead outside of it are left out.
+
+        Raises:
+            RewardFLError: as check_writable. A local folder that does not exist is empty.
+        """
+        source = self._parse(folder)
+        if not source.is_remote:
+            root = Path(source.path)
+            paths = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+            return {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
+        prefix = f"{source.path.rstrip('/')}/"
+        found: dict[str, int] = {}
+        with storage_errors(self.parameter, folder, endpoint_of(self.client)):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=source.location, Prefix=prefix):
+                found.update({entry["Key"].removeprefix(prefix): entry["Size"] for entry in page.get("Contents", [])})
+        return {name: size for name, size in found.items() if name and _is_contained(name)}
+
+    def download_file(self, uri: str, local: Path) -> Path:
+        """Copy the file at `uri` to `local`, whole or not at all, and return `local`.
+
+        Raises:
+            RewardFLError: as check_writable; it does not exist (exit code 66).
+        """
+        source = self._parse(uri)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if not source.is_remote:
+            if not Path(source.path).is_file():
+                raise missing_object(f"{self.parameter}={uri}")
+            _copy_whole(Path(source.path), local)
+            return local
+        with storage_errors(self.parameter, uri, endpoint_of(self.client)):
+            self.client.download_file(source.location, source.path, str(local), Config=_transfer_config())
+        return local
+
+    def delete_folder(self, folder: str, first: str) -> None:
+        """Delete every file below `folder`, the one named `first` before the others. Nothing need be there.
+
+        Raises:
+            RewardFLError: as check_writable.
+        """
+        source = self._parse(folder)
+        if not source.is_remote:
+            (Path(source.path) / first).unlink(missing_ok=True)
+            shutil.rmtree(source.path, ignore_errors=True)
+            return
+        names = self.list_files(folder)
+        with storage_errors(self.parameter, folder, endpoint_of(self.client)):
+            for name in sorted(names, key=lambda name: name != first):
+                self.client.delete_object(Bucket=source.location, Key=f"{source.path.rstrip('/')}/{name}")
+
     def _check_bucket(self, bucket: str) -> None:
         """Raise when the bucket is not there; some services would make it. A refusal to answer says nothing about that."""
         try:
@@ -134,6 +185,12 @@ class Storage:
 def join(folder: str, name: str) -> str:
     """Return the URI or path of `name` in `folder`."""
     return f"{folder.rstrip('/')}/{name}"
+
+
+def _is_contained(name: str) -> bool:
+    """Whether a name stays inside the folder that it is joined to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _transfer_config() -> TransferConfig:

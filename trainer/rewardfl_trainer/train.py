@@ -1,6 +1,7 @@
 """The training loop of Reward FL, top to bottom: `torchrun ... -m rewardfl_trainer.train --config config.yaml`.
 
-prepare -> sample videos before -> for every batch: generate, score, backward, step, report, save -> weights and videos after.
+prepare (or resume) -> sample videos before -> for every batch: generate, score, backward, step, report, save -> weights and
+videos after.
 What each part does stands in the module it is imported from; docs/algorithm.md says why.
 """
 
@@ -23,13 +24,17 @@ from rewardfl_api.trainer_config import CONFIG_KEY, CONFIG_PATH, TrainerConfig
 from . import configuration, environment
 from .engine import StepReport
 from .environment import Process
-from .failures import run_main
+from .failures import Terminated, run_main
 from .feedback import Outcome
-from .metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsLog, mean_over_ranks
+from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .finished import save_finished_results
+from .metrics import MetricsLog, mean_over_ranks
+from .order import Batch
 from .progress import Reporter
-from .run import Batch, Run, assemble, eta_seconds
+from .run import AlreadyDoneError, Run, assemble, eta_seconds
 from .samples import SAMPLES_FOLDER
 from .staging import localize
+from .stopping import StopRequest
 from .storage import join
 
 RATE_STEPS = 20
@@ -61,48 +66,63 @@ def train(config: TrainerConfig, process: Process) -> None:
     """
     with Reporter(config.progress if process.is_main else None) as reporter:
         reporter.update(phase="Preparing", message="Checking the dataset and loading the models.")
-        run = assemble(localize(config), process, lambda text: reporter.update(phase="Preparing", message=text))
-        total = run.order.total_steps
-        reporter.update(phase="Preparing", step=0, total_steps=total, message="Generating the sample videos before training.")
-        with MetricsLog(run.folder, process) as log:
-            before = run.sampler.generate(run.sample_positions, "before")
-            log.sample_scores(0, before)
-            reporter.update(phase="Training", step=0, total_steps=total)
-            checkpoint = train_steps(run, log, reporter)
-            reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=checkpoint)
-            after = run.sampler.generate(run.sample_positions, "after")
-            log.sample_scores(total, after)
+        try:
+            run = assemble(localize(config), process, lambda text: reporter.update(phase="Preparing", message=text), config)
+        except AlreadyDoneError as done:
+            logger.info("%s; the results are in %s", done, config.output)
+            reporter.update(phase="Saving", step=done.step, total_steps=done.step, results=done.results)
+            return
+        start, total = run.order.start.step, run.order.total_steps
+        with MetricsLog(run.folder, process, start) as log, run.saver.uploads:
+            if run.resumed is None:
+                message = "Generating the sample videos before training."
+                reporter.update(phase="Preparing", step=0, total_steps=total, message=message)
+                log.sample_scores(0, run.sampler.generate(run.sample_positions, "before"))
+            reporter.update(phase="Training", step=start, total_steps=total)
+            train_steps(run, log, reporter)
+            reporter.update(phase="Saving", step=total, total_steps=total)
+            log.sample_scores(total, run.sampler.generate(run.sample_positions, "after"))
         results = _save_results(run, config)
-        reporter.update(phase="Saving", step=total, total_steps=total, results=results)
+        reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=run.saver.uploads.uploaded, results=results)
 
 
-def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> Checkpoint | None:
-    """Make every optimizer step; return the last checkpoint (on the main rank)."""
+def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
+    """Make every optimizer step that is left.
+
+    Raises:
+        Terminated: SIGTERM has come; a checkpoint is saved.
+        RewardFLError: the run has diverged.
+    """
     parameters, total = run.config.training, run.order.total_steps
-    clock, bad_steps, checkpoint = Clock(), 0, None
-    for step, batch in enumerate(run.order.batches(), start=1):
-        outcomes, report = train_batch(run, batch)
-        values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
-        bad_steps = 0 if report.applied else bad_steps + 1
-        if step % parameters.logging_steps == 0 or step == total or bad_steps:
-            log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps})
-            _say(step, total, values)
-        reporter.update(
-            step=step,
-            total_steps=total,
-            epoch=batch.pass_index,
-            metrics={name: values[name] for name in REPORTED if name in values},
-            eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
-        )
-        if bad_steps >= parameters.max_bad_steps:
-            raise _diverged(step, bad_steps, checkpoint)
-        if (step % parameters.save_steps == 0 or step == total) and not bad_steps:
-            log.flush()
-            checkpoint = run.saver.save(step) or checkpoint
-            _upload_metrics(run)
-            reporter.update(step=step, checkpoint=checkpoint)
-            clock.started = time.monotonic()
-    return checkpoint
+    clock, bad_steps = Clock(), run.resumed.state.bad_steps if run.resumed else 0
+    with StopRequest(run.process) as stop:
+        for batch in run.order.batches():
+            step = batch.end.step
+            outcomes, report = train_batch(run, batch)
+            values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
+            bad_steps = 0 if report.applied else bad_steps + 1
+            if step % parameters.logging_steps == 0 or step == total or bad_steps:
+                log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps})
+                _say(step, total, values)
+            reporter.update(
+                step=step,
+                total_steps=total,
+                epoch=batch.pass_index,
+                metrics={name: values[name] for name in REPORTED if name in values},
+                eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
+                checkpoint=run.saver.uploads.uploaded,
+            )
+            if bad_steps >= parameters.max_bad_steps:
+                raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
+            stopping = stop.agreed()
+            if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
+                log.flush()
+                run.saver.save(batch.end, bad_steps)
+                clock.started = time.monotonic()
+            if stopping:
+                run.saver.uploads.finish(stop.seconds_left())
+                distributed.barrier()  # nobody leaves before the upload is done
+                raise Terminated
 
 
 REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction")
@@ -147,7 +167,7 @@ def _diverged(step: int, bad_steps: int, checkpoint: Checkpoint | None) -> Rewar
 
 
 def _upload_metrics(run: Run) -> None:
-    """Upload the metrics written so far."""
+    """Upload the metrics and events."""
     if run.process.is_main:
         run.storage.upload_file(run.folder / METRICS_FILE, join(run.config.output, METRICS_FILE))
         run.storage.upload_folder(run.folder / TENSORBOARD_FOLDER, join(run.config.output, TENSORBOARD_FOLDER))
@@ -164,7 +184,9 @@ def _save_results(run: Run, config: TrainerConfig) -> Results | None:
     _upload_metrics(run)
     samples = join(run.config.output, SAMPLES_FOLDER) if run.sample_positions else None
     logger.info("trained weights: %s", ", ".join(weights))
-    return Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
+    results = Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
+    save_finished_results(run.storage, run.folder, run.config.output, run.order.total_steps, results)
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,105 @@
+"""Starts the ranks of one training run after another, each run in fresh processes, and kills them where it is told to.
+
+Run as a program: `forked_ranks.py PLAN`. What takes long, importing torch, DeepSpeed and DiffSynth, is done once, before the
+ranks are forked; a rank then runs the trainer's own `main`. PLAN is a JSON list of runs, each with
+
+- config: path of its configuration; ranks: how many, 2 if left out;
+- wipe: true empties the work folder first, as in a new pod;
+- after: seconds after which all ranks get SIGKILL, counted from the start, or from the moment that the next two name;
+- step: the line of this step stands in the metrics;
+- writing: a checkpoint that is not whole has this many files;
+- term: true sends SIGTERM to the last rank instead, and kills nobody.
+
+Prints a JSON list of the exit codes and seconds of each run.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rewardfl_trainer import configuration, environment
+from rewardfl_trainer.failures import run_main
+
+POLL_SECONDS = 0.0005
+SLOW_MODULES = (
+    "deepspeed",
+    "diffsynth.models.wan_video_dit",
+    "peft.tuners.lora",
+    "torch.utils.tensorboard",
+    "transformers.optimization",
+    "rewardfl_trainer.train",
+)
+
+
+def main(plan: list[dict[str, Any]]) -> None:
+    environment.prepare(configuration.load(plan[0]["config"]))
+    for name in SLOW_MODULES:
+        importlib.import_module(name)
+    print(json.dumps([carry_out(run) for run in plan]))
+
+
+def carry_out(run: dict[str, Any]) -> dict[str, Any]:
+    config = configuration.load(run["config"])
+    if run.get("wipe"):
+        shutil.rmtree(config.work_dir, ignore_errors=True)
+    started = time.monotonic()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [fork_rank(run["config"], rank, run.get("ranks", 2), port) for rank in range(run.get("ranks", 2))]
+    if run.get("after") is not None:
+        kill(ranks, run, Path(config.work_dir) / "output", started)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+    return {"codes": codes, "seconds": time.monotonic() - started}
+
+
+def fork_rank(config: str, rank: int, world_size: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE="1", **address)
+    from rewardfl_trainer import train
+
+    os._exit(run_main(lambda: train.main(["--config", config])))
+
+
+def kill(ranks: list[int], run: dict[str, Any], output: Path, counted_from: float) -> None:
+    """Kill all ranks of a run, or stop one, at the moment that is asked for, unless they end before."""
+    while not is_time(run, output):
+        if any(os.waitid(os.P_PID, rank, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None for rank in ranks):
+            return
+        time.sleep(POLL_SECONDS)
+        if "step" in run or "writing" in run:
+            counted_from = time.monotonic()
+    time.sleep(max(0.0, counted_from + run["after"] - time.monotonic()))
+    for rank in ranks[-1:] if run.get("term") else ranks:
+        os.kill(rank, signal.SIGTERM if run.get("term") else signal.SIGKILL)
+
+
+def is_time(run: dict[str, Any], output: Path) -> bool:
+    if "step" in run:
+        metrics = output / "metrics.jsonl"
+        return metrics.is_file() and f'"step": {run["step"]},' in metrics.read_text()
+    if "writing" in run:
+        folders = (output / "checkpoints").glob("step-*")
+        return any(not (path / "manifest.json").is_file() and count(path) >= run["writing"] for path in folders)
+    return True
+
+
+def count(folder: Path) -> int:
+    try:
+        return len(list(folder.iterdir()))
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

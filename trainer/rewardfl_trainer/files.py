@@ -1,0 +1,4 @@
+"""Names of the result files that several modules write, move or read."""
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"

@@ -1,0 +1,64 @@
+"""SIGTERM while training: the run goes on to the end of its step, where all ranks agree to save and stop.
+
+Kubernetes sends it when a pod is deleted, evicted or preempted, torchrun when a rank has died; only some ranks may get it.
+"""
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+from torch import distributed
+
+from rewardfl_api.errors import RewardFLError
+from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS
+
+from .environment import Process
+from .failures import Terminated
+
+MARGIN_SECONDS = 60
+"""Left of the grace period for the launcher, and for whatever comes after the upload."""
+
+GRACE_SECONDS = DEFAULT_GRACE_PERIOD_SECONDS - MARGIN_SECONDS
+"""From SIGTERM until a checkpoint has to be uploaded."""
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Turns SIGTERM into a request while the block runs; outside of it, SIGTERM ends the process at once."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._requested_at: float | None = None
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. A collective call; a single number."""
+        asked = torch.tensor(float(self._requested_at is not None), device=self.process.device)
+        distributed.all_reduce(asked, op=distributed.ReduceOp.MAX)
+        return bool(asked)
+
+    def seconds_left(self) -> float:
+        """Return the seconds until a checkpoint has to be uploaded."""
+        asked_at = time.monotonic() if self._requested_at is None else self._requested_at
+        return max(0.0, asked_at + GRACE_SECONDS - time.monotonic())
+
+    def __enter__(self) -> Self:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        if self._requested_at is not None and isinstance(error, Exception) and not isinstance(error, RewardFLError):
+            # A collective breaks off where another rank has died or stopped; that is no failure of this one.
+            raise Terminated from error
+
+    def _request(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()

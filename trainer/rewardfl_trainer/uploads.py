@@ -1,0 +1,190 @@
+"""Uploads checkpoints in the background, and deletes those that are not kept any more.
+
+An upload that fails is reported once and tried again; it never stops training, and never costs the local copy. Only the newest
+checkpoint waits for its turn: one that is overtaken while it waits is not uploaded at all.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rewardfl_api.errors import RewardFLError
+from rewardfl_api.progress import Checkpoint
+
+from .failures import Terminated
+from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .manifest import MANIFEST_FILE, Manifest
+from .stopping import GRACE_SECONDS
+from .storage import Storage, join
+
+CHECKPOINTS_FOLDER = "checkpoints"
+FOLDER_PREFIX = "step-"
+RETRY_SECONDS = 30.0
+"""Between an upload that failed and the next attempt, on top of the attempts that the storage client makes."""
+
+FAILED_RUN_SECONDS = 120.0
+"""How long a run that fails waits for its last checkpoint to arrive."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to upload."""
+
+    step: int
+    folder: Path
+
+
+class Uploads:
+    """The background thread, started by the first `submit`.
+
+    Args:
+        storage: where to.
+        output: folder of the results there.
+        keep: checkpoints kept, here and there.
+        retry_seconds: pause after a failure.
+    """
+
+    def __init__(self, storage: Storage, output: str, keep: int, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.storage, self.output, self.keep, self.retry_seconds = storage, output, keep, retry_seconds
+        self.uploaded: Checkpoint | None = None
+        """The newest checkpoint that is whole in `output`."""
+        self._changed = threading.Condition()
+        self._waiting: Job | None = None
+        self._failed: Job | None = None
+        self._busy = self._last_call = False
+        self._complaints: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+
+    def submit(self, folder: Path, step: int) -> None:
+        """Upload a whole local checkpoint soon. Returns at once."""
+        with self._changed:
+            if not self._thread.is_alive():
+                self._thread.start()
+            self._waiting = Job(step, folder)
+            self._failed = None
+            self._changed.notify_all()
+
+    def finish(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until the newest checkpoint is uploaded, trying once more what failed; return whether it is."""
+        with self._changed:
+            self._last_call = True
+            if self._failed is not None and self._waiting is None:
+                self._waiting, self._failed = self._failed, None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._busy and self._waiting is None, timeout_seconds)
+            left = self._waiting or self._failed or self._busy
+            self._last_call = False
+        if left:
+            logger.warning("the last checkpoint is not in %s; whole ones may be on this machine's disk only", self.output)
+        return not left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.finish(GRACE_SECONDS if isinstance(error, Terminated) else FAILED_RUN_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None)
+                job, self._waiting, self._busy = self._waiting, None, True
+            failed = job is not None and not self._carry_out(job)
+            with self._changed:
+                self._busy = False
+                if failed and self._waiting is None:
+                    self._failed = job
+                self._changed.notify_all()
+                if failed and not self._last_call:
+                    self._changed.wait_for(lambda: self._waiting is not None or self._last_call, self.retry_seconds)
+                    if self._failed is not None and not self._last_call:
+                        self._waiting, self._failed = self._failed, None
+
+    def _carry_out(self, job: Job) -> bool:
+        """Upload a checkpoint and delete old ones; return whether it is in `output`."""
+        try:
+            started = time.monotonic()
+            self._upload(job)
+            logger.info("uploaded %s in %.1f s", self.uploaded.uri if self.uploaded else job.folder, time.monotonic() - started)
+            self._delete_old_uploads(job.step)
+        except Exception as error:  # an upload must never stop training
+            self._complain(f"checkpoint {job.folder.name} could not be uploaded, training goes on: {error}")
+        self._delete_old_folders(job)
+        return self.uploaded is not None and self.uploaded.step == job.step
+
+    def _upload(self, job: Job) -> None:
+        """Upload the metrics, then the checkpoint's files, the manifest last."""
+        manifest = Manifest.read(job.folder / MANIFEST_FILE)
+        for file in manifest.files:
+            if file.name == METRICS_FILE or file.name.startswith(f"{TENSORBOARD_FOLDER}/"):
+                self.storage.upload_file(job.folder / file.name, join(self.output, file.name))
+        uri = checkpoint_uri(self.output, job.step)
+        for name in [*(file.name for file in manifest.files), MANIFEST_FILE]:
+            self.storage.upload_file(job.folder / name, join(uri, name))
+        self.uploaded = Checkpoint(step=job.step, uri=uri, time=manifest.time)
+
+    def _delete_old_uploads(self, step: int) -> None:
+        """Delete uploaded checkpoints that are older than the newest `keep`, and what was never finished."""
+        root = join(self.output, CHECKPOINTS_FOLDER)
+        by_step: dict[int, list[str]] = {}
+        for name in self.storage.list_files(root):
+            found = step_of(name.split("/", 1)[0])
+            if found is not None and found <= step:
+                by_step.setdefault(found, []).append(name)
+        whole = sorted(
+            (found for found, names in by_step.items() if checkpoint_name(found, MANIFEST_FILE) in names), reverse=True
+        )
+        for found in by_step.keys() - set(whole[: self.keep]):
+            try:
+                self.storage.delete_folder(checkpoint_uri(self.output, found), first=MANIFEST_FILE)
+            except RewardFLError as error:
+                self._complain(f"old checkpoints cannot be deleted: {error}")
+
+    def _delete_old_folders(self, job: Job) -> None:
+        """Delete local checkpoints older than the newest `keep`; the one after this may just be being written."""
+        older = {step: path for step, path in local_folders(job.folder.parent).items() if step < job.step}
+        whole = sorted((step for step, path in older.items() if (path / MANIFEST_FILE).is_file()), reverse=True)
+        for step in older.keys() - set(whole[: self.keep - 1]):
+            (older[step] / MANIFEST_FILE).unlink(missing_ok=True)
+            shutil.rmtree(older[step], ignore_errors=True)
+
+    def _complain(self, text: str) -> None:
+        """Log a warning, each kind of it once."""
+        kind = text.partition(":")[2][:60]
+        if kind not in self._complaints:
+            self._complaints.add(kind)
+            logger.warning("%s", text)
+
+
+def checkpoint_name(step: int, name: str = "") -> str:
+    """Return the name of a checkpoint's folder, or of a file in it, below the folder of all."""
+    return f"{FOLDER_PREFIX}{step}/{name}" if name else f"{FOLDER_PREFIX}{step}"
+
+
+def checkpoint_uri(output: str, step: int) -> str:
+    """Return where a checkpoint is uploaded to."""
+    return join(join(output, CHECKPOINTS_FOLDER), checkpoint_name(step))
+
+
+def step_of(folder_name: str) -> int | None:
+    """Return the step of a checkpoint's folder; None for any other name."""
+    text = folder_name.removeprefix(FOLDER_PREFIX)
+    return int(text) if folder_name.startswith(FOLDER_PREFIX) and text.isascii() and text.isdigit() else None
+
+
+def local_folders(root: Path) -> dict[int, Path]:
+    """Return the checkpoint folders on this machine by their steps."""
+    if not root.is_dir():
+        return {}
+    found = {path: step_of(path.name) for path in root.iterdir() if path.is_dir() and not path.is_symlink()}
+    return {step: path for path, step in found.items() if step is not None}
