@@ -72,8 +72,8 @@ class LowRank:
         return self.up if self.scale == 1.0 else (self.up.float() * self.scale).to(self.up.dtype)
 
     def delta(self, dtype: torch.dtype) -> Tensor:
-        """Return what is added to the weight, [out, in], computed in `dtype`."""
-        return (self.up.to(dtype) @ self.down.to(dtype)) * self.scale
+        """Return what is added to the weight, [out, in], computed in `dtype`. A fresh tensor."""
+        return (self.up.to(dtype) @ self.down.to(dtype)).mul_(self.scale)
 
 
 Lora = dict[str, LowRank]

@@ -78,8 +78,8 @@ def merge(lora_path: Path, base: str, output: Path, *, scale: float = 1.0, max_s
 
 def _changed(weight: Tensor, lora: Lora, layer: str, scale: float) -> Tensor:
     """Return a weight with its part of the LoRA, in its own type."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + scale * lora[layer].delta(wide)).to(weight.dtype)
+    delta = lora[layer].delta(torch.promote_types(weight.dtype, torch.float32))
+    return delta.mul_(scale).add_(weight).to(weight.dtype)
 
 
 def _read_infos(files: list[Path]) -> dict[str, TensorInfo]:
