@@ -16,6 +16,7 @@ import yaml
 from .job import GROUP, KIND, NAME_MAX_CHARACTERS, PLURAL, VERSION, RewardFLJob
 from .spec import RewardFLJobSpec
 from .status import RewardFLJobStatus
+from .training import EXPORT_FORMATS
 
 Schema = dict[str, Any]
 
@@ -28,6 +29,8 @@ KEPT_KEYWORDS = (
     "type", "description", "default", "enum", "format", "pattern", "minimum", "maximum", "multipleOf", "minLength",
     "maxLength", "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
+
+_FORMATS = "|".join(EXPORT_FORMATS)
 
 PRINTER_COLUMNS = (
     ("Phase", "string", ".status.phase", "Where the job stands"),
@@ -215,6 +218,10 @@ def _training_rules() -> list[dict[str, str]]:
             "training.extraInputs: known are input_image, end_image, comma separated",
             messageExpression="'training.extraInputs=' + self.extraInputs + ': known are input_image, "
             "end_image, comma separated'",
+        ),
+        _rule(
+            f"self.exportFormats.matches('^ *({_FORMATS}) *(, *({_FORMATS}) *)*$')",
+            f"training.exportFormats: known are {', '.join(EXPORT_FORMATS)}, comma separated",
         ),
     ]
 

@@ -25,6 +25,8 @@ from .uris import parse_source
 DEFAULT_NAME = "reward-fl"
 PLACEHOLDER_BUCKET = "s3://my-bucket"
 GPUS_PER_NODE = 8
+MAX_CHECKPOINTS = 1000
+"""Most that `save_total_limit` takes."""
 METADATA = "metadata.csv"
 STRATEGY_CONFIG = f"{STRATEGY}.strategy_config"
 
@@ -282,6 +284,13 @@ def _use_dtype(conversion: _Conversion, key: str, value: Any) -> None:
     conversion.parameter(key, "dtype", value)
 
 
+def _use_kept_checkpoints(conversion: _Conversion, key: str, value: Any) -> None:
+    """Take the number of checkpoints that are kept. ROLL's 0 keeps all."""
+    conversion.parameter(key, "save_total_limit", MAX_CHECKPOINTS if value == 0 else value)
+    if value == 0:
+        conversion.note(f"{key}={value}", f"save_total_limit={MAX_CHECKPOINTS}, the most")
+
+
 def _expect(wanted: Any, remedy: str) -> Callable[[_Conversion, str, Any], None]:
     """Return what accepts one value alone."""
 
@@ -309,6 +318,7 @@ _USED: dict[str, Callable[[_Conversion, str, Any], None]] = {
     "num_gpus_per_node": _use,
     "system_envs": _use_environment,
     f"{WORKER}.system_envs": _use_environment,
+    "max_ckpt_to_keep": _use_kept_checkpoints,
     f"{WORKER}.device_mapping": _use,
     f"{TRAINING}.warmup_ratio": _use,
     f"{TRAINING}.fp16": _expect(False, "fp16 is not supported; use bf16 or fp32"),

@@ -76,7 +76,6 @@ WITHOUT_MEANING: dict[str, str] = {
     "is_offload_states": "use a DeepSpeed preset with cpuoffload",
     "is_offload_optimizer_states_in_train_step": "use a DeepSpeed preset with cpuoffload",
     "resume_from_checkpoint": "a job resumes by itself from the last checkpoint in spec.output",
-    "max_ckpt_to_keep": "set how many checkpoints are kept in spec.training where the version has it",
     "model_download_type": "set DIFFSYNTH_DOWNLOAD_SOURCE (huggingface or modelscope) for both containers in spec.template",
     "checkpoint_config.type": "results and checkpoints go to spec.output",
     f"{WORKER}.name": _RAY,

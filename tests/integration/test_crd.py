@@ -9,9 +9,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rewardfl_api import roll
 from rewardfl_api.job import RewardFLJob
 from tests.cluster import ClusterError, LocalCluster
 from tests.cluster.paths import REPOSITORY
+from tests.unit.roll_example import DOCUMENT_EXAMPLE, ROLL_EXAMPLE
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +36,8 @@ REFUSED = {
     ),
     "LoRA on another model": ({"training": {"trainableModels": "dit"}}, "leave loraBaseModel out"),
     "unknown extra input": ({"training": {"extraInputs": "input_video"}}, "known are input_image, end_image"),
+    "unknown layout": ({"training": {"exportFormats": "kohya"}}, "known are diffsynth, comfyui, diffusers"),
+    "no layout": ({"training": {"exportFormats": ""}}, "diffsynth, comfyui, diffusers"),
     "no models": ({"training": {"modelPaths": None}}, "training.modelPaths: give the model files"),
     "negative learning rate": ({"training": {"learningRate": -1}}, "learningRate"),
     "unknown schedule": ({"training": {"lrSchedulerType": "linaer"}}, "lrSchedulerType"),
@@ -78,6 +82,11 @@ def cluster() -> Iterator[LocalCluster]:
 def test_every_example_is_accepted_by_both(cluster: LocalCluster, path: Any) -> None:
     RewardFLJob.parse(yaml.safe_load(path.read_text(encoding="utf-8")))
     cluster.kubectl("apply", "--dry-run=server", "-f", str(path))
+
+
+@pytest.mark.parametrize("text", [ROLL_EXAMPLE, DOCUMENT_EXAMPLE], ids=["pipeline", "document"])
+def test_what_is_converted_from_roll_is_accepted(cluster: LocalCluster, text: str) -> None:
+    cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=roll.convert(text).render())
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -189,6 +189,11 @@ def test_a_batch_of_several_steps_is_left_out_and_one_that_is_none_is_refused() 
     assert "must equal perDeviceTrainBatchSize" in refusal({"train_batch_size": 12})
 
 
+@pytest.mark.parametrize(("kept", "limit"), [(3, 3), (0, 1000)])
+def test_the_number_of_kept_checkpoints_is_taken(kept: int, limit: int) -> None:
+    assert converted({"max_ckpt_to_keep": kept}).job.spec.training.save_total_limit == limit
+
+
 def test_environment_variables_go_to_the_trainer() -> None:
     template = converted({"system_envs": {"NCCL_DEBUG": "INFO", "RAY_DEDUP_LOGS": 0}}).job.spec.template
     assert template == {"spec": {"containers": [{"name": "trainer", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}]}}

@@ -67,6 +67,8 @@ def test_the_shards_of_a_model_may_be_a_list() -> None:
         ({"trainable_models": ""}, "trainable_models='': name at least one of"),
         ({"trainable_models": "dit,dit2", "lora_base_model": "dit2"}, "leave lora_base_model out for full training"),
         ({"extra_inputs": "input_video"}, "extra_inputs='input_video': unknown input_video; known are input_image, end_image"),
+        ({"export_formats": "kohya"}, "export_formats='kohya': unknown kohya; known are diffsynth, comfyui, diffusers"),
+        ({"export_formats": " "}, "export_formats=' ': name at least one of diffsynth, comfyui, diffusers"),
         ({"model_name": "wan3"}, "model_name='wan3': unknown; use wan2_2"),
         ({"model_paths": None}, "model_paths: give the model files, or model_id_with_origin_paths"),
     ],

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffsynth.configs import MODEL_CONFIGS
+from diffsynth.models.wan_video_dit import WanModel
 from diffsynth.pipelines.wan_video import WanVideoPipeline
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
@@ -44,17 +46,21 @@ def trained(alpha: float | None = None, **changes: object) -> tuple[nn.Module, d
     return dit, in_layouts(exported(trainable, given, partitioned=False), given)
 
 
+def like_diffusers(given: dict[str, Any]) -> WanTransformer3DModel:
+    """Return diffusers' transformer for the arguments of DiffSynth's."""
+    return WanTransformer3DModel(
+        patch_size=tuple(given["patch_size"]),
+        num_attention_heads=given["num_heads"],
+        attention_head_dim=given["dim"] // given["num_heads"],
+        in_channels=given["in_dim"],
+        out_channels=given["out_dim"],
+        **{name: given[name] for name in ("text_dim", "freq_dim", "ffn_dim", "num_layers", "eps")},
+    )
+
+
 def diffusers_dit(seed: int) -> WanTransformer3DModel:
     """Return diffusers' transformer with the weights of `small_dit`, by diffusers' own converter."""
-    heads = DIT_ARGUMENTS["num_heads"]
-    network = WanTransformer3DModel(
-        patch_size=tuple(DIT_ARGUMENTS["patch_size"]),
-        num_attention_heads=heads,
-        attention_head_dim=DIT_ARGUMENTS["dim"] // heads,
-        in_channels=DIT_ARGUMENTS["in_dim"],
-        out_channels=DIT_ARGUMENTS["out_dim"],
-        **{name: DIT_ARGUMENTS[name] for name in ("text_dim", "freq_dim", "ffn_dim", "num_layers", "eps")},
-    )
+    network = like_diffusers(DIT_ARGUMENTS)
     network.load_state_dict(convert_wan_transformer_to_diffusers(dict(small_dit(seed).state_dict())))
     return network.requires_grad_(False).eval()
 
@@ -121,6 +127,18 @@ def test_every_linear_layer_has_its_diffusers_name() -> None:
     theirs = {name for name, module in diffusers_dit(0).named_modules() if isinstance(module, nn.Linear)}
     assert {diffusers_layer(name) for name in names} == theirs
     assert {wan_layer(f"transformer.{name}") for name in theirs} == names
+
+
+def test_at_the_true_size_of_a14b_every_layer_has_its_diffusers_name_and_shape() -> None:
+    a14b = next(entry for entry in MODEL_CONFIGS if entry["model_hash"] == "5b013604280dd715f8457c6ed6d6a626")
+    given = a14b["extra_kwargs"]
+    with torch.device("meta"):
+        ours, theirs = WanModel(**given), like_diffusers(given)
+    shapes = {name: module.weight.shape for name, module in theirs.named_modules() if isinstance(module, nn.Linear)}
+    assert len(shapes) == 40 * 10 + 6
+    assert shapes == {
+        diffusers_layer(name): module.weight.shape for name, module in ours.named_modules() if isinstance(module, nn.Linear)
+    }
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(EXPORT_FORMATS, 2)))

@@ -8,10 +8,12 @@ from safetensors import safe_open
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.training import ExportFormat
 
-from .checkpoint import SUFFIX, write_whole
 from .export import FILE_OF_LAYOUT, LORA_FILE
 from .lora_layouts import Lora, read_lora, to_layout
 from .model_files import read_tensors
+from .safetensors_stream import write_file
+
+SUFFIX = ".safetensors"
 
 
 def load_lora(path: Path) -> tuple[Lora, dict[str, str]]:
@@ -41,7 +43,7 @@ def convert_file(path: Path, layouts: Sequence[ExportFormat], folder: Path | Non
     refuse_existing(list(targets.values()))
     tensors = {layout: to_layout(lora, layout) for layout in layouts}
     for layout, target in targets.items():
-        write_whole(target, tensors[layout], {"format": "pt", **metadata})
+        write_file(target, tensors[layout], {"format": "pt", **metadata})
     return list(targets.values())
 
 

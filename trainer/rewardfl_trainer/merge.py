@@ -17,12 +17,11 @@ from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 
-from .lora_files import load_lora, refuse_existing
+from .lora_files import SUFFIX, load_lora, refuse_existing
 from .lora_layouts import Lora, bad_lora, wan_layer
 from .model_files import SIDECAR_SUFFIX, read_tensors, resolve_model_paths, unknown
 from .safetensors_stream import TYPE_NAMES, SafetensorsStream, TensorInfo
 
-SUFFIX = ".safetensors"
 WEIGHT = ".weight"
 DEFAULT_SHARD_BYTES = 10 * 10**9
 """Above this a model is written as shards, as the hubs have them."""

@@ -104,6 +104,15 @@ class SafetensorsStream:
         self.partial.replace(self.path)
 
 
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors that are in memory, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with SafetensorsStream(path, {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}, metadata) as stream:
+        for name, tensor in tensors.items():
+            stream.write(name, tensor)
+        stream.finish()
+
+
 def _header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """Return the first bytes of the file, and where each tensor begins after them."""
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
