@@ -129,8 +129,9 @@ class FirstPhase:
                 self.report(f"Computing what training starts from: {done} of {total}.")
             if not any(left for _, (_, left) in states):
                 break
-        del preparer
-        _release_memory()
+        if preparer is not None:
+            del preparer
+            _release_memory()
 
     def _condition_phase(self) -> Preparer:
         """Load what conditions and references are made with."""
