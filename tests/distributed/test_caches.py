@@ -3,6 +3,7 @@
 import gc
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -195,12 +196,13 @@ def test_a_disk_that_is_too_small_is_refused_before_any_network_is_loaded(
     assert entries(tmp_path) == []
 
 
-def start(config: TrainerConfig, *arguments: str) -> subprocess.Popen[str]:
-    """Start a job of its own on a configuration."""
+def start(config: TrainerConfig, *arguments: str, node: str = "0", **variables: str) -> subprocess.Popen[str]:
+    """Start a job of its own, or a rank of one, on a configuration."""
+    Path(config.work_dir).parent.mkdir(parents=True)
     path = Path(config.work_dir).with_name(f"{config.name}.yaml")
     path.write_text(config.dump(), encoding="utf-8")
     command = [sys.executable, str(Path(__file__).with_name("caching_run.py")), str(path), *arguments]
-    environment = environment_of_a_child(OMP_NUM_THREADS="1")
+    environment = environment_of_a_child(OMP_NUM_THREADS="1", GROUP_RANK=node, **variables)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -214,8 +216,6 @@ def made_by(job: subprocess.Popen[str]) -> list[str]:
 
 def test_two_jobs_at_once_share_the_work_and_a_killed_one_leaves_what_is_done(make_config: MakeConfig, tmp_path: Path) -> None:
     configs = [make_config(name=name, num_sample_videos=2) for name in ("killed", "one", "two")]
-    for config in configs:
-        Path(config.work_dir).parent.mkdir(parents=True)
     killed = start(configs[0], "4")
     killed.communicate(timeout=TIMEOUT_SECONDS)
     assert killed.returncode == -signal.SIGKILL
@@ -225,3 +225,18 @@ def test_two_jobs_at_once_share_the_work_and_a_killed_one_leaves_what_is_done(ma
     one, two = map(made_by, jobs)
     assert len(entries(tmp_path)) == 2 + 2 + 4
     assert sorted([*done, *one, *two]) == [path.name for path in sorted(entries(tmp_path), key=lambda path: path.name)]
+
+
+def test_pods_with_volumes_of_their_own_each_compute_what_their_ranks_ask_for(make_config: MakeConfig, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pods = []
+    for rank in ("0", "1"):
+        config = make_config(name=f"pod-{rank}", max_steps=1).copy_with(cache_dir=str(tmp_path / rank / "cache"))
+        pods.append(start(config, **both, node=rank, RANK=rank))
+    made = [made_by(pod) for pod in pods]
+    assert [sorted(names) for names in made] == [sorted(path.name for path in entries(tmp_path / rank)) for rank in ("0", "1")]
+    assert [len(names) for names in made] == [3, 3], "condition, reference and prefix of one row each"
+    assert set(made[0]).isdisjoint(made[1])

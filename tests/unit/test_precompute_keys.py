@@ -165,6 +165,7 @@ CHANGES: dict[str, tuple[Callable[[Setting], None], set[str]]] = {
     "shards swapped": (swapped_shards, PREFIX),
     "recogniser": (content("face/glintr100.onnx"), REFERENCE),
     "detector": (content("face/scrfd_10g_bnkps.onnx"), REFERENCE),
+    "rewards": (parameter(rewards=[{"name": "face_identity"}, {"name": "temporal_consistency"}]), REFERENCE),
     "external data": (content("face/weights.bin"), REFERENCE),
     "num_frames": (parameter(num_frames=9), ALL),
     "dtype": (parameter(dtype="fp32"), ALL),
@@ -192,6 +193,7 @@ def test_another_input_is_another_entry(tmp_path: Path, apply: Callable[[Setting
     [
         {"learning_rate": 0.5},
         {"reward_weight": 3.0},
+        {"rewards": [{"name": "face_identity", "weight": 2.0}]},
         {"kl_weight": 0.0},
         {"lora_rank": 8},
         {"save_steps": 7},

@@ -20,7 +20,7 @@ from rewardfl_api.training import RewardParameters, TrainingParameters
 from ..data import Row
 from ..models import FoundModels, check_tokenizer
 from ..rewards import detection, recognition
-from ..rewards.onnx_network import find_model
+from ..rewards.onnx_network import ARCHIVE
 from ..rewards.registry import identity
 from ..sampling import Plan
 from .digests import Digests
@@ -169,14 +169,12 @@ class Keys:
 
 
 def reward_files(folder: Path) -> list[Path]:
-    """Return the face networks' files, and those beside them that may hold tensors of theirs.
-
-    Raises:
-        RewardFLError: a network is missing (ModelNotFound, exit code 66).
-    """
-    networks = [find_model(folder, name) for name in (detection.FILE_NAME, recognition.FILE_NAME)]
-    beside = {file for network in networks for file in network.parent.iterdir() if file.is_file() and file.suffix != ".onnx"}
-    return [*networks, *sorted(beside)]
+    """Return the face networks' files, as far as they are there, and those beside them that may hold tensors of theirs."""
+    places = (folder, folder / Path(ARCHIVE).stem)
+    networks = [place / name for place in places for name in (detection.FILE_NAME, recognition.FILE_NAME)]
+    found = [file for file in networks if file.is_file()]
+    beside = {file for network in found for file in network.parent.iterdir() if file.is_file() and file.suffix != ".onnx"}
+    return [*found, *sorted(beside)]
 
 
 @cache
