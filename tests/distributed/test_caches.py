@@ -4,10 +4,9 @@ import gc
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.models import Models
 from rewardfl_trainer.precompute import fill
 from rewardfl_trainer.precompute.store import Store
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.train import train_batch
-from tests.distributed.conftest import MakeConfig, environment_of_a_child
+from tests.distributed.caching_run import start
+from tests.distributed.conftest import MakeConfig
 
 pytestmark = pytest.mark.slow
 
@@ -196,35 +195,26 @@ def test_a_disk_that_is_too_small_is_refused_before_any_network_is_loaded(
     assert entries(tmp_path) == []
 
 
-def start(config: TrainerConfig, *arguments: str, node: str = "0", **variables: str) -> subprocess.Popen[str]:
-    """Start a job of its own, or a rank of one, on a configuration."""
-    Path(config.work_dir).parent.mkdir(parents=True)
-    path = Path(config.work_dir).with_name(f"{config.name}.yaml")
-    path.write_text(config.dump(), encoding="utf-8")
-    command = [sys.executable, str(Path(__file__).with_name("caching_run.py")), str(path), *arguments]
-    environment = environment_of_a_child(OMP_NUM_THREADS="1", GROUP_RANK=node, **variables)
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def made_by(job: subprocess.Popen[str]) -> list[str]:
-    """Return the names of the entries that a job made."""
-    output, _ = job.communicate(timeout=TIMEOUT_SECONDS)
-    assert job.returncode == 0
-    made: list[str] = json.loads(output.splitlines()[-1])
-    return made
+def made_by(rank: BaseProcess, made: Path) -> list[str]:
+    """Return the names of the entries that a rank made."""
+    rank.join(TIMEOUT_SECONDS)
+    assert rank.exitcode == 0
+    names: list[str] = json.loads(made.read_text())
+    return names
 
 
 def test_two_jobs_at_once_share_the_work_and_a_killed_one_leaves_what_is_done(make_config: MakeConfig, tmp_path: Path) -> None:
     configs = [make_config(name=name, num_sample_videos=2) for name in ("killed", "one", "two")]
-    killed = start(configs[0], "4")
-    killed.communicate(timeout=TIMEOUT_SECONDS)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start(configs[0], tmp_path / "killed.json", dies_at_write=4)
+    killed.join(TIMEOUT_SECONDS)
+    assert killed.exitcode == -signal.SIGKILL
     done = {path.name for path in entries(tmp_path)}
     assert len(done) == 3, "the fourth was not whole yet"
-    jobs = [start(config) for config in configs[1:]]
-    one, two = map(made_by, jobs)
+    results = [tmp_path / "one.json", tmp_path / "two.json"]
+    jobs = [start(config, result) for config, result in zip(configs[1:], results, strict=True)]
+    one, two = map(made_by, jobs, results)
     assert len(entries(tmp_path)) == 2 + 2 + 4
-    assert sorted([*done, *one, *two]) == [path.name for path in sorted(entries(tmp_path), key=lambda path: path.name)]
+    assert sorted([*done, *one, *two]) == sorted(path.name for path in entries(tmp_path))
 
 
 def test_pods_with_volumes_of_their_own_each_compute_what_their_ranks_ask_for(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -232,11 +222,12 @@ def test_pods_with_volumes_of_their_own_each_compute_what_their_ranks_ask_for(ma
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     both = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    results = [tmp_path / "pod-0.json", tmp_path / "pod-1.json"]
     pods = []
-    for rank in ("0", "1"):
+    for rank, result in zip(("0", "1"), results, strict=True):
         config = make_config(name=f"pod-{rank}", max_steps=1).copy_with(cache_dir=str(tmp_path / rank / "cache"))
-        pods.append(start(config, **both, node=rank, RANK=rank))
-    made = [made_by(pod) for pod in pods]
+        pods.append(start(config, result, **both, RANK=rank, GROUP_RANK=rank))
+    made = list(map(made_by, pods, results))
     assert [sorted(names) for names in made] == [sorted(path.name for path in entries(tmp_path / rank)) for rank in ("0", "1")]
     assert [len(names) for names in made] == [3, 3], "condition, reference and prefix of one row each"
     assert set(made[0]).isdisjoint(made[1])
