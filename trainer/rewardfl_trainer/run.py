@@ -18,9 +18,10 @@ from .checkpoint import Saver
 from .collective import on_main
 from .compat import Conventions
 from .conditioning import Conditioner, check_inputs
-from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflight
+from .data import MicroBatchSampler, VideoDataset
 from .engine import ZERO3, Engine
 from .environment import Process
+from .evaluation import Evaluation, Split, split_rows
 from .feedback import RewardFeedback
 from .finished import finished_results
 from .identity import Identity
@@ -65,6 +66,7 @@ class Run:
     sample_positions: list[int]
     resumed: Found | None
     """The checkpoint that it goes on from."""
+    evaluation: Evaluation
 
 
 class AlreadyDoneError(Exception):
@@ -100,21 +102,21 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
     check_reached(parameters.trainable_model_names, plan)
     reward = Rewards.load(parameters, device)
-    rows = on_main(process, lambda: _check_dataset(config, reward))
+    rows = on_main(process, lambda: split_rows(config, reward.face_finder))
     dataset = VideoDataset(rows.rows, parameters)
-    identity = Identity.of(written or config, rows.rows, Path(config.dataset))
+    identity = Identity.of(written or config, rows.trained_rows, Path(config.dataset))
     resumed = on_main(process, lambda: find(storage, folder, identity))
     order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
     if resumed is not None:
         _check_not_done(order, storage, config.output, process)
-    sample_positions = list(range(min(parameters.num_sample_videos, len(dataset))))
+    sample_positions = list(range(min(parameters.num_sample_videos, rows.num_trained)))
     phases = Phases.of(parameters, plan)
     kept = None
     if phases.keeps_anything:
         store = Store(Path(config.cache_dir))
         keys = Keys(parameters, plan, phases, found, Digests(store.digests_folder), device.type)
         kept = Kept(store, keys, phases, rows.sizes)
-        wanted = wanted_starts(order, sample_positions)
+        wanted = wanted_starts(order, sample_positions) | wanted_evaluation(rows, parameters)
         FirstPhase(parameters, found, plan, dataset, reward, kept, process, report).run(wanted)
     models = load_models(parameters, device, found, phases.training_networks, encoder=phases.encodes_in_training)
     conditioner = None
@@ -130,6 +132,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         random_state.seed(parameters.seed, process)
     else:
         _go_on(resumed, engine, uploads, process, folder)
+    sampler = Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned)
     return Run(
         config=config,
         process=process,
@@ -138,12 +141,13 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         preparer=preparer,
         feedback=RewardFeedback(rollout, preparer, reward, trainable, parameters),
         engine=engine,
-        sampler=Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned),
+        sampler=sampler,
         saver=Saver(trainable, engine, parameters, storage, uploads, folder, config.output, identity, process, partitioned),
         storage=storage,
         folder=folder,
         sample_positions=sample_positions,
         resumed=resumed,
+        evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps),
     )
 
 
@@ -180,19 +184,16 @@ def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
     return trained | {Wanted(position, SAMPLE_DRAW, "sample") for position in sample_positions}
 
 
-def _check_dataset(config: TrainerConfig, reward: Rewards) -> Preflight:
-    """Read the dataset's table and look at every row."""
-    result = preflight(load_rows(Path(config.dataset)), config.training, reward.face_finder)
-    for row in result.skipped:
-        logger.warning("%s is left out: no face in its first frame", row)
-    logger.info("%d rows to train on", len(result.rows))
-    return result
+def wanted_evaluation(rows: Split, parameters: TrainingParameters) -> set[Wanted]:
+    """Return every start that the held-out reward will ask for."""
+    draws = range(parameters.eval_noise_seeds)
+    return {Wanted(position, draw, "sample") for position in rows.evaluation_positions for draw in draws}
 
 
-def _micro_batches(rows: Preflight, parameters: TrainingParameters, process: Process) -> MicroBatchSampler:
+def _micro_batches(rows: Split, parameters: TrainingParameters, process: Process) -> MicroBatchSampler:
     """Return the order of this rank's micro batches."""
     return MicroBatchSampler(
-        rows.sizes,
+        rows.trained_sizes,
         batch_size=parameters.per_device_train_batch_size,
         seed=parameters.seed,
         rank=process.rank,

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,9 +75,10 @@ def train(config: TrainerConfig, process: Process) -> None:
         start, total = run.order.start.step, run.order.total_steps
         with MetricsLog(run.folder, process, start) as log, run.saver.uploads:
             if run.resumed is None:
-                message = "Generating the sample videos before training."
+                message = "Generating videos before training."
                 reporter.update(phase="Preparing", step=0, total_steps=total, message=message)
                 log.sample_scores(0, run.sampler.generate(run.sample_positions, "before"))
+                log.held_out(run.evaluation.measure(0))
             reporter.update(phase="Training", step=start, total_steps=total)
             train_steps(run, log, reporter)
             reporter.update(phase="Saving", step=total, total_steps=total)
@@ -101,20 +102,22 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
             outcomes, report = train_batch(run, batch)
             values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
             bad_steps = 0 if report.applied else bad_steps + 1
-            if step % parameters.logging_steps == 0 or step == total or bad_steps:
-                log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps})
+            stopping = stop.agreed()
+            held_out = {} if stopping else run.evaluation.measure(step)
+            clock.started = time.monotonic() if held_out else clock.started
+            if step % parameters.logging_steps == 0 or step == total or bad_steps or held_out:
+                log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps, **held_out})
                 _say(step, total, values)
             reporter.update(
                 step=step,
                 total_steps=total,
                 epoch=batch.pass_index,
-                metrics={name: values[name] for name in REPORTED if name in values},
+                metrics=_reported(values | run.evaluation.latest),
                 eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
                 checkpoint=run.saver.uploads.uploaded,
             )
             if bad_steps >= parameters.max_bad_steps:
                 raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
-            stopping = stop.agreed()
             if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
                 log.flush()
                 run.saver.save(batch.end, bad_steps)
@@ -125,8 +128,13 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
                 raise Terminated
 
 
-REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction")
+REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction", "held_out_reward")
 """The metrics of the progress document."""
+
+
+def _reported(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what the progress document says of all values."""
+    return {name: values[name] for name in REPORTED if name in values}
 
 
 def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
