@@ -172,10 +172,8 @@ def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, fol
 
 def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
     """Return every start that this rank will ask for."""
-    draws, everything = (
-        order.parameters.noise_seeds_per_sample,
-        len(order.sampler.sizes) * order.parameters.noise_seeds_per_sample,
-    )
+    draws = order.parameters.noise_seeds_per_sample
+    everything = len(order.sampler.sizes) * draws
     trained: set[Wanted] = set()
     for batch in order.batches():
         trained.update(Wanted(position, batch.visit % draws, "train") for position in batch.positions)
