@@ -39,6 +39,7 @@ from .rollout import Rollout
 from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
 from .storage import Storage
+from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
 from .uploads import Uploads
 
@@ -64,6 +65,8 @@ class Run:
     storage: Storage
     folder: Path
     sample_positions: list[int]
+    stopwatch: Stopwatch
+    """Counts the seconds of a step by part."""
     resumed: Found | None
     """The checkpoint that it goes on from."""
     evaluation: Evaluation
@@ -77,7 +80,13 @@ class AlreadyDoneError(Exception):
         self.step, self.results = step, results
 
 
-def assemble(config: TrainerConfig, process: Process, report: Report = logger.info, written: TrainerConfig | None = None) -> Run:
+def assemble(
+    config: TrainerConfig,
+    process: Process,
+    report: Report = logger.info,
+    written: TrainerConfig | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Run:
     """Return a run, ready for its next step: the first, or the one after the newest checkpoint of its output.
 
     The first phase (`precompute/`) runs in here: its networks are gone before those of training are loaded.
@@ -87,6 +96,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         process: this rank.
         report: is told what goes on, on the main rank.
         written: the configuration as the user wrote it, which checkpoints are bound to. None: the same.
+        stopwatch: counts the seconds by part. None: a new one.
 
     Raises:
         RewardFLError: the output cannot be written, the dataset is bad, a model is missing, parameters contradict the models, or
@@ -123,8 +133,9 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     if phases.encodes_in_training:
         conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], device)
     trainable = make_trainable(models, parameters, plan)
-    engine = Engine(trainable, config, process, order.total_steps)
-    rollout = Rollout(models, trainable, plan, parameters)
+    stopwatch = stopwatch or Stopwatch(device)
+    engine = Engine(trainable, config, process, order.total_steps, stopwatch)
+    rollout = Rollout(models, trainable, plan, parameters, stopwatch)
     preparer = Preparer(dataset, conditioner, reward, parameters, device, kept)
     partitioned = engine.zero_stage == ZERO3
     uploads = Uploads(storage, config.output, parameters.save_total_limit)
@@ -146,6 +157,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         storage=storage,
         folder=folder,
         sample_positions=sample_positions,
+        stopwatch=stopwatch,
         resumed=resumed,
         evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps),
     )
@@ -172,8 +184,10 @@ def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, fol
 
 def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
     """Return every start that this rank will ask for."""
-    draws = order.parameters.noise_seeds_per_sample
-    everything = len(order.sampler.sizes) * draws
+    draws, everything = (
+        order.parameters.noise_seeds_per_sample,
+        len(order.sampler.sizes) * order.parameters.noise_seeds_per_sample,
+    )
     trained: set[Wanted] = set()
     for batch in order.batches():
         trained.update(Wanted(position, batch.visit % draws, "train") for position in batch.positions)

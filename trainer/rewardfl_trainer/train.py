@@ -7,7 +7,6 @@ What each part does stands in the module it is imported from; docs/algorithm.md 
 
 import argparse
 import logging
-import math
 import sys
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from rewardfl_api.progress import Checkpoint, Results
 from rewardfl_api.trainer_config import CONFIG_KEY, CONFIG_PATH, TrainerConfig
 
 from . import configuration, environment
+from .console import Console
 from .engine import StepReport
 from .environment import Process
 from .failures import Terminated, run_main
@@ -96,18 +96,20 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
     """
     parameters, total = run.config.training, run.order.total_steps
     clock, bad_steps = Clock(), run.resumed.state.bad_steps if run.resumed else 0
-    with StopRequest(run.process) as stop:
+    console = Console(total, run.order.start.step, is_main=run.process.is_main)
+    with StopRequest(run.process) as stop, console:
         for batch in run.order.batches():
             step = batch.end.step
             outcomes, report = train_batch(run, batch)
-            values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
+            values = mean_over_ranks(outcomes, run.process) | _step_values(run, report, clock.lap(), len(batch.positions))
             bad_steps = 0 if report.applied else bad_steps + 1
             stopping = stop.agreed()
             held_out = {} if stopping else run.evaluation.measure(step)
             clock.started = time.monotonic() if held_out else clock.started
-            if step % parameters.logging_steps == 0 or step == total or bad_steps or held_out:
+            logged = step % parameters.logging_steps == 0 or step == total or bad_steps > 0 or bool(held_out)
+            if logged:
                 log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps, **held_out})
-                _say(step, total, values)
+            console.step(step, values, logged=logged)
             reporter.update(
                 step=step,
                 total_steps=total,
@@ -141,26 +143,27 @@ def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
     """Generate, score and differentiate every sample of a batch, then update the parameters once."""
     outcomes: list[Outcome] = []
     for number, position in enumerate(batch.positions, start=1):
-        prepared = run.preparer(position)
+        with run.stopwatch.part("prepare"):
+            prepared = run.preparer(position)
         outcomes.append(run.engine.accumulate(lambda row=prepared: run.feedback.loss(row, batch.visit)))  # type: ignore[misc]
         if number < len(batch.positions):
             run.engine.close_sample()
     return outcomes, run.engine.step(sum(outcome.loss for outcome in outcomes) / len(outcomes))
 
 
-def _step_values(report: StepReport, seconds_per_step: float) -> dict[str, float]:
-    """Return what is logged of an optimizer step beside the outcomes."""
-    values = {"grad_norm": report.gradient_norm, "learning_rate": report.learning_rate, "seconds_per_step": seconds_per_step}
+def _step_values(run: Run, report: StepReport, seconds_per_step: float, num_samples: int) -> dict[str, float]:
+    """Return what is logged of an optimizer step beside the outcomes; seconds by part are this rank's."""
+    frames = run.config.training.num_frames * num_samples * run.process.world_size
+    values = {
+        "grad_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "seconds_per_step": seconds_per_step,
+        "frames_per_second": frames / seconds_per_step,
+        **run.stopwatch.read(),
+    }
     if torch.cuda.is_available():
         values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return values
-
-
-def _say(step: int, total: int, values: dict[str, float]) -> None:
-    """Log one line a step."""
-    names = ("reward", "loss", "kl", "grad_norm", "seconds_per_step")
-    text = " ".join(f"{name} {values[name]:.4g}" for name in names if math.isfinite(values[name]))
-    logger.info("step %d/%d %s", step, total, text)
 
 
 def _diverged(step: int, bad_steps: int, checkpoint: Checkpoint | None) -> RewardFLError:
