@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -125,9 +126,16 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
                 run.saver.save(batch.end, bad_steps)
                 clock.started = time.monotonic()
             if stopping:
-                run.saver.uploads.finish(stop.seconds_left())
-                distributed.barrier()  # nobody leaves before the upload is done
-                raise Terminated
+                _leave(run, stop)
+        if stop.agreed():  # asked to while the last checkpoint was saved
+            _leave(run, stop)
+
+
+def _leave(run: Run, stop: StopRequest) -> NoReturn:
+    """Wait for the upload, as long as there is time, and end. No rank leaves before the main one has done."""
+    run.saver.uploads.finish(stop.seconds_left())
+    distributed.barrier()
+    raise Terminated
 
 
 REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction", "held_out_reward")
