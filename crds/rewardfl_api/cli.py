@@ -103,6 +103,18 @@ def merge(
         typer.echo(f"{merged.layers} layers changed{trained_on}")
 
 
+@app.command()
+def estimate(
+    file: Annotated[Path, typer.Option("--file", "-f", help="A RewardFLJob manifest, or the trainer's configuration.")],
+    output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="Form of the report.")] = "text",
+    gpus: Annotated[int | None, typer.Option(help="GPUs in all. Default: as the job says; 1 without one.", min=1)] = None,
+    tflops: Annotated[float, typer.Option(help="What a GPU really computes in a second, in TFLOP.", min=1e-3)] = 400.0,
+) -> None:
+    """Say what a job needs: FLOPs a step, memory of a GPU by part, bytes to stage, and which settings fit which GPU."""
+    with _reporting("estimate"):
+        typer.echo(_trainer("estimate", "rewardfl_trainer.estimate.command").run(file, output, gpus, tflops))
+
+
 def _trainer(command: str, module: str) -> Any:
     """Import a module of the trainer by name: the API itself does not depend on it."""
     try:

@@ -98,6 +98,9 @@ class OptimizationParameters(ApiModel):
     gradient_checkpointing_blocks: Annotated[int, Field(ge=1, le=256)] | None = None
     """Transformer blocks that share a checkpoint: more keep less of the forward pass and need more in the backward pass. Changes
     no result. Unset: 4, or 2 with use_gradient_checkpointing_offload."""
+    gradient_checkpointing_attention: Annotated[int, Field(ge=0, le=256)] | None = None
+    """In every so many-th of these checkpoints the outputs of self-attention are kept, not computed again: 1 in all, 0 in none.
+    Changes no result. Unset: 4, or 0 with use_gradient_checkpointing_offload."""
 
 
 class ModelParameters(ApiModel):

@@ -17,6 +17,7 @@ from torch import Tensor
 from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_trainer.compat import Tiles
 from rewardfl_trainer.conditioning import Conditioner
+from rewardfl_trainer.estimate.tracker import Tracker
 from rewardfl_trainer.memory import Checkpointing
 from rewardfl_trainer.models import Models
 from rewardfl_trainer.wan_dit import TIME_MODULES, predict_velocity
@@ -30,6 +31,7 @@ RECOMPUTED = Checkpointing(enabled=True)
 OFFLOADED = Checkpointing(enabled=True, offload=True)
 IN_PAIRS = Checkpointing(enabled=True, blocks=2)
 IN_ONE = Checkpointing(enabled=True, blocks=7)
+ATTENTION_KEPT = Checkpointing(enabled=True, attention_every=1)
 
 
 def dit_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +75,7 @@ def test_under_bf16_the_velocity_is_bf16_and_near_the_fp32_one() -> None:
     torch.testing.assert_close(velocity.float(), expected, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [RECOMPUTED, OFFLOADED, IN_PAIRS, IN_ONE])
+@pytest.mark.parametrize("checkpointing", [RECOMPUTED, OFFLOADED, IN_PAIRS, IN_ONE, ATTENTION_KEPT])
 def test_checkpointing_changes_neither_velocity_nor_gradient(checkpointing: Checkpointing) -> None:
     results = []
     for how in (KEPT, checkpointing):
@@ -95,6 +97,21 @@ def test_blocks_that_share_a_checkpoint_keep_its_input_once(blocks: int, checkpo
         predict_velocity(dit, latents.requires_grad_(), torch.tensor([500.0]), context, image, how)
     modulations = kept.count((1, 6, dit.dim))
     assert modulations == checkpoints
+
+
+def recomputed_flops(attention_every: int) -> float:
+    dit, (latents, context, image) = small_dit(), dit_inputs()
+    how = Checkpointing(enabled=True, attention_every=attention_every)
+    velocity = predict_velocity(dit, latents.requires_grad_(), torch.tensor([500.0]), context, image, how)
+    with Tracker("dit") as tracker:
+        velocity.sum().backward()
+    return tracker.flops["dit", "recompute"]
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, 2), (2, 1), (7, 1)])
+def test_kept_attention_is_not_computed_again(every: int, kept: int) -> None:
+    tokens, width = 3 * 8 * 6 // 4, small_dit().dim
+    assert recomputed_flops(0) - recomputed_flops(every) == kept * 2 * 2 * tokens**2 * width
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 9])

@@ -22,12 +22,13 @@ from rewardfl_api.training import TrainingParameters
 from .engine_state import EngineState
 from .environment import Process
 from .optimizer import advance_schedule, make_optimizer, make_schedule
-from .timing import Stopwatch
 from .trainable import Trainable
 
 OutcomeT = TypeVar("OutcomeT")
 
 ZERO3 = 3
+DEFAULT_BUCKET = 500_000_000
+"""DeepSpeed's default of reduce_bucket_size."""
 NEVER = 10**12
 """Steps between two of DeepSpeed's own progress lines."""
 
@@ -69,32 +70,24 @@ class Engine:
         config: the DeepSpeed section and the training parameters.
         process: rank, world size and device.
         total_steps: optimizer steps of the whole run, for the schedule.
-        stopwatch: is told the seconds of backward passes and updates.
 
     Raises:
         RewardFLError: the batch sizes contradict each other, or DeepSpeed refuses its section (exit code 78).
     """
 
-    def __init__(
-        self,
-        trainable: Trainable,
-        config: TrainerConfig,
-        process: Process,
-        total_steps: int,
-        stopwatch: Stopwatch | None = None,
-    ) -> None:
+    def __init__(self, trainable: Trainable, config: TrainerConfig, process: Process, total_steps: int) -> None:
         import deepspeed  # noqa: PLC0415 - takes seconds, and reads the prepared environment
 
-        self.stopwatch = stopwatch or Stopwatch(process.device)
         parameters = config.training
+        self.trained = [parameter for _, parameter in trainable.parameters()]
         section = deepspeed_section(config, process.world_size, full=trainable.lora_base is None)
+        section = fitting_buckets(section, sum(parameter.numel() for parameter in self.trained))
         zero = section.get("zero_optimization", {})
         self.zero_stage = int(zero.get("stage", 0))
         _check_offload(zero)
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         whole = self.zero_stage == ZERO3 or trainable.lora_base is None
         held = Held(trainable, whole_networks=whole)
-        self.trained = [parameter for _, parameter in trainable.parameters()]
         self.optimizer = make_optimizer(self.trained, parameters, offloaded=offloaded)
         try:
             self.deepspeed, *_ = deepspeed.initialize(
@@ -115,8 +108,7 @@ class Engine:
         result: tuple[Tensor, OutcomeT] = self.deepspeed(function)
         loss, outcome = result
         # A loss that is not finite must spoil the gradients, so that the ranks agree to skip the step.
-        with self.stopwatch.part("backward"):
-            self.deepspeed.backward(loss if bool(loss.isfinite()) else loss * math.nan)
+        self.deepspeed.backward(loss if bool(loss.isfinite()) else loss * math.nan)
         return outcome
 
     def step(self, loss: float) -> StepReport:
@@ -127,8 +119,7 @@ class Engine:
         """
         norm = self._own_norm() if self.zero_stage == 0 else None
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        with self.stopwatch.part("optimise"):
-            self.deepspeed.step()
+        self.deepspeed.step()
         applied = bool(self.deepspeed.was_step_applied())
         if applied:
             advance_schedule(self.schedule, loss)
@@ -173,6 +164,15 @@ def deepspeed_section(config: TrainerConfig, world_size: int, *, full: bool) -> 
         for offload in ("offload_optimizer", "offload_param"):
             section.get("zero_optimization", {}).get(offload, {}).pop("pin_memory", None)
     return section
+
+
+def fitting_buckets(section: dict[str, Any], num_trained: int) -> dict[str, Any]:
+    """Return the section with gradient buckets no larger than the gradients: DeepSpeed allocates all that it is told (2 GB)."""
+    zero = dict(section.get("zero_optimization", {}))
+    if int(zero.get("stage", 0)) == 0:
+        return section
+    zero["reduce_bucket_size"] = min(int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)), num_trained)
+    return {**section, "zero_optimization": zero}
 
 
 def _check_batch_size(parameters: TrainingParameters, world_size: int) -> None:

@@ -33,8 +33,11 @@ class Batch:
     """Positions in the dataset."""
     end: Position
     """Where the run is after this step."""
-    visit: int
-    """How often these samples were trained on before; decides their noise, and the step of a sampled KL."""
+
+    @property
+    def visit(self) -> int:
+        """How often these samples were trained on before; decides which of their noises is used."""
+        return self.pass_index
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ class Order:
                 positions = list(itertools.chain.from_iterable(of_batch))
                 for done in range(first_round + 1, rounds + 1):
                     step += 1
-                    visit = pass_index * rounds + done - 1
-                    yield Batch(pass_index, positions, self._position(step, pass_index, number, done), visit)
+                    yield Batch(pass_index, positions, self._position(step, pass_index, number, done))
                 first_round = 0
             first_batch = 0
 

@@ -47,9 +47,10 @@ def predict_velocity(
     x_BSD = x_BDthw.flatten(2).transpose(1, 2).contiguous()
     rotation = _rotary_frequencies(dit, grid, x_BSD.device)
     checkpointing = checkpointing or Checkpointing(enabled=False)
-    for start in range(0, len(dit.blocks), checkpointing.blocks):
+    for number, start in enumerate(range(0, len(dit.blocks), checkpointing.blocks)):
         blocks = dit.blocks[start : start + checkpointing.blocks]
-        x_BSD = checkpointing.run(_run_blocks, blocks, x_BSD, context_BLD, modulation_B6D, rotation)
+        arguments = (x_BSD, context_BLD, modulation_B6D, rotation)
+        x_BSD = checkpointing.run(_run_blocks, blocks, *arguments, keep_attention=checkpointing.keeps_attention(number))
     velocity_BCthw: Tensor = dit.unpatchify(dit.head(x_BSD, time_BD), grid)
     return velocity_BCthw
 
