@@ -61,6 +61,10 @@ test-fast: setup ## only the tests that take seconds and need no cluster
 test-gpu: setup ## the trainer's tests on a CUDA device
 	@REWARDFL_TEST_DEVICE=cuda exec $(BIN)/python -m pytest tests/gpu
 
+.PHONY: bench-trainer
+bench-trainer: setup ## measure a training step against the straightforward form; writes docs/benchmarks/ (20 minutes)
+	@exec $(BIN)/python -m tests.benchmarks.trainer
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, the import contracts, the generated files
 	@$(BIN)/ruff check .

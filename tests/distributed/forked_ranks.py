@@ -4,6 +4,7 @@ Run as a program: `forked_ranks.py PLAN`. What takes long, importing torch, Deep
 ranks are forked; a rank then runs the trainer's own `main`. PLAN is a JSON list of runs, each with
 
 - config: path of its configuration; ranks: how many, 2 if left out;
+- onto: a checkpoint's folder that is put into the output beforehand;
 - wipe: true empties the work folder first, as in a new pod;
 - after: seconds after which all ranks get SIGKILL, counted from the start, or from the moment that the next two name;
 - step: the line of this step stands in the metrics;
@@ -49,6 +50,9 @@ def carry_out(run: dict[str, Any]) -> dict[str, Any]:
     config = configuration.load(run["config"])
     if run.get("wipe"):
         shutil.rmtree(config.work_dir, ignore_errors=True)
+    if "onto" in run:
+        checkpoint = Path(run["onto"])
+        shutil.copytree(checkpoint, Path(config.output) / "checkpoints" / checkpoint.name)
     started = time.monotonic()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 STEPS = 12
 KILLS = 10
 SEED = 20261122
-HALF, WHOLE = 1, 3
+WHOLE = 3
 TIME_COLUMNS = {"seconds_per_step"}
 FAST = {
     "num_frames": 5,
@@ -33,16 +33,19 @@ FAST = {
     "lr_scheduler_type": "constant",
     "warmup_steps": 3,
     "save_steps": 1,
+    "save_total_limit": WHOLE,
+    "max_steps": WHOLE,
 }
 FULL = {"lora_base_model": None, "dtype": "bf16"}
 LAYOUTS: dict[str, tuple[DeepSpeedPreset, dict[str, Any]]] = {
     "zero0": ("zero0", {}),
+    "zero2": ("zero2", {}),
     "zero2_cpuoffload": ("zero2_cpuoffload", {}),
     "zero3": ("zero3", {}),
     "full-bf16-zero0": ("zero0", FULL),
     "full-bf16-zero1": ("zero1", FULL),
 }
-"""What keeps masters and moments in different ways."""
+"""What keeps masters and moments in different ways. zero2 is the one whose runs are killed."""
 
 
 class Runs:
@@ -56,6 +59,9 @@ class Runs:
 
     def config(self, name: str, preset: DeepSpeedPreset = "zero2", **training: Any) -> TrainerConfig:
         return self.make(rows=4, name=name, deepspeed=section(preset), **{**FAST, **training})
+
+    def first_checkpoint(self, layout: str) -> str:
+        return str(Path(self.config(f"{layout}-straight").output) / "checkpoints" / "step-1")
 
     def add(self, config: TrainerConfig, **how: Any) -> None:
         path = self.folder / f"run-{len(self.plan)}.yaml"
@@ -105,26 +111,22 @@ def moments() -> list[dict[str, Any]]:
 def runs(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made = Runs(tmp_path_factory.mktemp("plan"), make_module_config)
     for name in ("unbroken", "killed"):
-        config = made.config(name, max_steps=STEPS, lr_scheduler_type="cosine")
+        config = made.config(name, max_steps=STEPS, lr_scheduler_type="cosine", save_total_limit=2)
         for moment in moments() if name == "killed" else ():
             made.add(config, **moment)
         made.add(config)
-    made.add(made.config("zero2-straight", max_steps=WHOLE))
     for name, (preset, training) in LAYOUTS.items():
-        made.add(made.config(f"{name}-straight", preset, max_steps=WHOLE, **training))
-        made.add(made.config(f"{name}-resumed", preset, max_steps=HALF, **training))
-        made.add(made.config(f"{name}-resumed", preset, max_steps=WHOLE, **training), wipe=True)
-    for name in ("one-rank", "to-zero3", "from-zero3"):
-        made.add(made.config(name, "zero3" if name == "from-zero3" else "zero2", max_steps=HALF))
-    made.add(made.config("one-rank", "zero2", max_steps=WHOLE, gradient_accumulation_steps=2), ranks=1)
-    made.add(made.config("to-zero3", "zero3", max_steps=WHOLE))
-    made.add(made.config("from-zero3", "zero0", max_steps=WHOLE))
-    stopped = made.config("stopped", max_steps=WHOLE, save_steps=100)
-    made.add(stopped, step=1, after=0, term=True)
-    made.add(stopped, wipe=True)
-    made.add(made.config("other", max_steps=HALF))
-    made.add(made.config("other", max_steps=WHOLE, lora_rank=2))
-    made.add(made.config("unbroken", max_steps=STEPS, lr_scheduler_type="cosine"), wipe=True)
+        made.add(made.config(f"{name}-straight", preset, **training))
+        if name != "zero2":
+            made.add(made.config(f"{name}-resumed", preset, **training), onto=made.first_checkpoint(name))
+    made.add(made.config("one-rank", gradient_accumulation_steps=2), ranks=1, onto=made.first_checkpoint("zero2"))
+    made.add(made.config("to-zero3", "zero3"), onto=made.first_checkpoint("zero2"))
+    made.add(made.config("from-zero3", "zero0"), onto=made.first_checkpoint("zero3"))
+    made.add(made.config("stopped", save_steps=100), step=1, after=0, term=True)
+    made.add(made.config("stopped"), writing=2, after=0, term=True, wipe=True)
+    made.add(made.config("stopped"), wipe=True)
+    made.add(made.config("other", lora_rank=2), onto=made.first_checkpoint("zero2"))
+    made.add(made.config("unbroken", max_steps=STEPS, lr_scheduler_type="cosine", save_total_limit=2), wipe=True)
     made.start()
     return made
 
@@ -163,16 +165,16 @@ def test_a_run_killed_ten_times_equals_an_unbroken_one_bit_for_bit(runs: Runs) -
     assert_same(unbroken, killed)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "zero2"])
 def test_a_run_resumed_from_the_output_equals_an_unbroken_one_under_every_layout(runs: Runs, layout: str) -> None:
-    assert runs.codes(f"{layout}-resumed") == [[0, 0], [0, 0]]
+    assert runs.codes(f"{layout}-resumed") == [[0, 0]]
     straight, resumed = (content(runs.config(f"{layout}-{how}"), WHOLE) for how in ("straight", "resumed"))
     assert_same(straight, resumed)
 
 
 @pytest.mark.parametrize("name", ["one-rank", "to-zero3", "from-zero3"])
 def test_another_number_of_ranks_or_zero_stage_may_resume(runs: Runs, name: str) -> None:
-    assert runs.codes(name)[-1] in ([0], [0, 0])
+    assert runs.codes(name) in ([[0]], [[0, 0]])
     expected, found = (
         load_file(Path(runs.config(which).output) / "checkpoints" / f"step-{WHOLE}" / "state-00001.safetensors")
         for which in ("zero2-straight", name)
@@ -182,14 +184,14 @@ def test_another_number_of_ranks_or_zero_stage_may_resume(runs: Runs, name: str)
         torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_sigterm_to_one_rank_saves_and_ends_all_with_143(runs: Runs) -> None:
-    assert runs.codes("stopped") == [[ExitCode.TERMINATED] * 2, [0, 0]]
+def test_sigterm_to_one_rank_while_training_and_while_saving_ends_all_with_143_and_a_whole_checkpoint(runs: Runs) -> None:
+    assert runs.codes("stopped") == [[ExitCode.TERMINATED] * 2] * 2 + [[0, 0]]
     straight, stopped = (content(runs.config(name), WHOLE) for name in ("zero2-straight", "stopped"))
     assert_same(straight, stopped)
 
 
 def test_a_checkpoint_of_another_lora_rank_is_refused_with_both_values(runs: Runs) -> None:
-    assert runs.codes("other") == [[0, 0], [ExitCode.BAD_CONFIGURATION] * 2]
+    assert runs.codes("other") == [[ExitCode.BAD_CONFIGURATION] * 2]
     message = json.loads((runs.folder / "termination-log").read_text())["message"]
     assert "training.lora_rank=2: the checkpoint was made with 4" in message
 

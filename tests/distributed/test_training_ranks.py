@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 PRESETS: tuple[DeepSpeedPreset, ...] = ("zero0", "zero1", "zero2", "zero2_cpuoffload", "zero3", "zero3_cpuoffload")
 STEPS = 3
+HELD_OUT: dict[str, Any] = {"rows": 3, "eval_rows": 1, "eval_noise_seeds": 2}
 TIMEOUT_SECONDS = 800
 
 
@@ -62,6 +63,7 @@ def by_preset(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathF
             name=preset,
             deepspeed=section(preset),
             max_steps=STEPS,
+            **HELD_OUT,
             cache_conditions=preset not in ALL_IN_MEMORY,
             cache_prefix=preset not in ALL_IN_MEMORY,
         )
@@ -86,6 +88,16 @@ def test_every_preset_trains_alike(by_preset: dict[str, list[dict[str, Any]]], p
         assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
         for name, tensor in expected["weights"]["lora"].items():
             torch.testing.assert_close(found["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_rank_knows_the_held_out_reward_and_it_is_the_same_under_every_preset(
+    by_preset: dict[str, list[dict[str, Any]]], preset: str
+) -> None:
+    first, second = by_preset[preset]
+    assert first["held_out"] == second["held_out"]
+    assert first["held_out"] == pytest.approx(by_preset["zero2"][0]["held_out"], abs=1e-3)
+    assert -1 < first["held_out"]["held_out_reward"] < 1
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -35,6 +35,7 @@ def main(results: Path, paths: list[str]) -> None:
             outcomes += batch_outcomes
             steps.append(report)
         content = summary(run, models, before, outcomes, steps)
+        content["held_out"] = run.evaluation.measure(run.order.total_steps)
         content["moved"] = {name: not torch.equal(p, trained[name]) for name, p in run.trainable.parameters()}
         torch.save(content, results / f"{config.name}-rank{process.rank}.pt")
     torch.distributed.barrier()

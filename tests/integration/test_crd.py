@@ -38,6 +38,11 @@ REFUSED = {
     "unknown extra input": ({"training": {"extraInputs": "input_video"}}, "known are input_image, end_image"),
     "unknown layout": ({"training": {"exportFormats": "kohya"}}, "known are diffsynth, comfyui, diffusers"),
     "no layout": ({"training": {"exportFormats": ""}}, "diffsynth, comfyui, diffusers"),
+    "a reward twice": ({"training": {"rewards": [{"name": "face_identity"}] * 2}}, "Duplicate value"),
+    "no reward counts": ({"training": {"rewards": [{"name": "face_identity", "weight": 0}]}}, "every weight is 0"),
+    "a reward outside Python's names": ({"training": {"rewards": [{"name": "../evil.py:Reward"}]}}, "rewards"),
+    "two kinds of evaluation rows": ({"training": {"evalRows": 2, "evalDataset": "s3://b/d/"}}, "give it or"),
+    "nothing to evaluate": ({"training": {"evalSteps": 10}}, "nothing to evaluate; set"),
     "no models": ({"training": {"modelPaths": None}}, "training.modelPaths: give the model files"),
     "negative learning rate": ({"training": {"learningRate": -1}}, "learningRate"),
     "unknown schedule": ({"training": {"lrSchedulerType": "linaer"}}, "lrSchedulerType"),
@@ -123,6 +128,21 @@ def test_training_cannot_be_changed_under_a_running_job_but_while_it_is_suspende
     manifest["spec"]["runPolicy"] = {"suspend": True}
     cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
     cluster.kubectl("delete", "rewardfljob", "immutable")
+
+
+def test_a_rewards_options_are_kept_as_they_are_written_and_cannot_be_changed_under_a_running_job(cluster: LocalCluster) -> None:
+    options = {"cell_pixels": 8, "Nested": {"free form": [1, 2.5, True, "text"]}}
+    manifest = changed({"training": {"rewards": [{"name": "package.module:Class", "options": options}]}})
+    manifest["metadata"]["name"] = "options"
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    stored = json.loads(cluster.kubectl("get", "rfl", "options", "-o", "json"))
+    assert stored["spec"]["training"]["rewards"] == [{"name": "package.module:Class", "weight": 1, "options": options}]
+    (spec,) = RewardFLJob.parse(stored).spec.training.reward_specs
+    assert spec.options == options
+    manifest["spec"]["training"]["rewards"][0]["options"] = {"cell_pixels": 16}
+    with pytest.raises(ClusterError, match="cannot be changed while the job runs"):
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    cluster.kubectl("delete", "rewardfljob", "options")
 
 
 def test_kubectl_shows_the_columns_that_people_look_at(cluster: LocalCluster) -> None:

@@ -1,5 +1,6 @@
 """The training parameters refuse what cannot work, and say what to change."""
 
+import re
 from typing import Any
 
 import pytest
@@ -41,6 +42,36 @@ def test_the_documents_example_is_accepted_by_its_own_names() -> None:
     read = TrainingParameters.model_validate(example)
     assert read.model_paths == ["./examples/wan2.2-14B-reward_fl_ds/wan22_paths.json"]
     assert read.use_gradient_checkpointing_offload is True
+
+
+def test_rewards_have_the_defaults_of_their_fields_and_are_face_identity_when_unset() -> None:
+    (alone,) = parameters().reward_specs
+    assert (alone.name, alone.weight, alone.baseline, alone.scale, alone.options) == ("face_identity", 1, None, None, None)
+    camel = parameters(rewards=[{"name": "temporal_consistency", "options": {"cell_pixels": 8}}]).to_kubernetes()
+    assert camel["rewards"] == [{"name": "temporal_consistency", "weight": 1, "options": {"cell_pixels": 8}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"rewards": [{"name": "face"}]},
+            "name='face': unknown; use face_identity, temporal_consistency, or package",
+        ),
+        ({"rewards": [{"name": "os.path"}]}, "unknown; use"),
+        ({"rewards": [{"name": "../evil:Class"}]}, "should match pattern"),
+        ({"rewards": [{"name": "face_identity"}] * 2}, "rewards: face_identity is listed twice"),
+        ({"rewards": [{"name": "face_identity", "weight": 0}]}, "rewards: every weight is 0"),
+        ({"rewards": []}, "at least 1 item"),
+        ({"rewards": [{"name": "face_identity", "scale": 0}]}, "greater than 0"),
+        ({"rewards": [{"name": "a.b:C", "options": {"text": "x" * 5000}}]}, "5012 characters as JSON; at most 4096"),
+        ({"eval_steps": 10}, "eval_steps=10: nothing to evaluate; set eval_rows or eval_dataset as well"),
+        ({"eval_rows": 2, "eval_dataset": "s3://bucket/held-out/"}, "eval_rows=2: give it or eval_dataset, not both"),
+    ],
+)
+def test_rewards_and_evaluation_that_cannot_work_are_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        parameters(**changes)
 
 
 def test_camel_case_and_snake_case_mean_the_same() -> None:

@@ -1,6 +1,7 @@
 """Several rewards: found by name or import path, made with their options, added up with weights, kept and restored."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
@@ -221,6 +223,31 @@ def test_hiding_the_face_does_not_pay_whatever_it_is_combined_with(folder: Path)
     scores = [scored(rewards, torch.cat([TRUTH[:, :, :shown], video(3, faces=0)[:, :, shown:]], dim=2)) for shown in (5, 3, 0)]
     assert scores[0].reward > scores[1].reward > scores[2].reward
     assert [score.no_face_fraction for score in scores] == pytest.approx([0, 0.4, 1])
+
+
+def test_the_example_of_the_documentation_is_a_reward(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my_rewards").mkdir()
+    (tmp_path / "my_rewards" / "exposure.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    rewards = load(folder, {"name": "my_rewards.exposure:Exposure", "options": {"limit": 0.95}})
+
+    same, darker = scored(rewards, TRUTH), scored(rewards, TRUTH - 0.4)
+
+    assert same.reward == pytest.approx(1, abs=0.05)
+    assert darker.reward == pytest.approx(1 - 0.4 / 0.95, abs=0.05)
+    assert float(gradient(rewards).abs().max()) > 0
+    assert rewards.unpacked(rewards.reference(TRUTH).tensors()).parts.keys() == {"exposure"}
+    with pytest.raises(RewardFLError, match="limit=0: must be above 0"):
+        load(folder, {"name": "my_rewards.exposure:Exposure", "options": {"limit": 0}})
+
+
+def test_the_examples_of_the_documentation_are_valid_parameters() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    given = yaml.safe_load(example)["training"]
+    assert len(parameters(**given).reward_specs) == len(given["rewards"]) == 3
 
 
 def test_parts_can_be_put_together_by_hand() -> None:

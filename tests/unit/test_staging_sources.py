@@ -36,6 +36,17 @@ def test_an_empty_tokenizer_path_means_the_official_one_on_the_hub(tmp_path: Pat
     assert tokenizer.source.path == "google/umt5-xxl/*"
 
 
+def test_the_evaluation_dataset_is_staged_like_the_dataset_and_becomes_a_local_path(tmp_path: Path) -> None:
+    config = configuration(tmp_path, eval_dataset="s3://bkt/held-out/")
+    request = folder_requests(config)[-1]
+    assert (request.parameter, request.kind) == ("training.eval_dataset", "dataset")
+
+    write_staged(config, {"s3://bkt/held-out/": "/cache/held-out"})
+
+    assert localize(config).training.eval_dataset == "/cache/held-out"
+    assert localize(configuration(tmp_path)).training.eval_dataset is None
+
+
 def test_shards_are_requests_of_their_own_within_one_model(tmp_path: Path) -> None:
     config = configuration(tmp_path, model_paths=["s3://bkt/1.safetensors, s3://bkt/2.safetensors", "s3://bkt/vae.pth"])
 

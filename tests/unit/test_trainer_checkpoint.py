@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,31 +10,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
-from torch.optim.lr_scheduler import LRScheduler
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.spec import Storage as StorageSpec
-from rewardfl_api.training import TrainingParameters
 from rewardfl_trainer import checkpoint as checkpointing
-from rewardfl_trainer.checkpoint import Saver, write_whole
+from rewardfl_trainer.checkpoint import write_whole
 from rewardfl_trainer.collective import on_main
-from rewardfl_trainer.engine_state import EngineState
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.feedback import Outcome
-from rewardfl_trainer.identity import Identity, Rows
 from rewardfl_trainer.manifest import MANIFEST_FILE
 from rewardfl_trainer.metrics import MetricsLog, mean_over_ranks
-from rewardfl_trainer.models import Models
-from rewardfl_trainer.optimizer import make_optimizer, make_schedule
 from rewardfl_trainer.order import Position
-from rewardfl_trainer.sampling import Plan
-from rewardfl_trainer.storage import Storage
-from rewardfl_trainer.trainable import Trainable, make_trainable
-from rewardfl_trainer.uploads import Uploads
-from tests.unit.datasets import parameters
-from tests.unit.small_networks import small_dit, small_text_encoder, small_vae
-
-MAIN = Process(rank=0, world_size=1, device=torch.device("cpu"))
+from tests.unit.checkpoints import MAIN, saver, train_a_step
+from tests.unit.small_networks import small_dit
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,41 +30,6 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> object:
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
-
-
-@dataclass
-class SmallEngine:
-    """Optimizer and schedule without DeepSpeed."""
-
-    state: EngineState
-    schedule: LRScheduler
-
-
-def engine_of(trainable: Trainable, given: TrainingParameters) -> SmallEngine:
-    named = trainable.parameters()
-    optimizer = make_optimizer([parameter for _, parameter in named], given, offloaded=False)
-    return SmallEngine(EngineState(named, optimizer, optimizer, MAIN), make_schedule(optimizer, given, 10))
-
-
-def saver(tmp_path: Path, **changes: object) -> Saver:
-    given = parameters(
-        trainable_models="dit2", min_timestep_boundary=0.9, **{"lora_base_model": "dit2", "lora_rank": 2, **changes}
-    )
-    models = Models(small_dit(), small_dit(1), small_text_encoder(), small_vae(), tokenizer=None)  # type: ignore[arg-type]
-    trainable = make_trainable(models, given, Plan.of(given))
-    storage, output = Storage(StorageSpec()), str(tmp_path / "out")
-    identity = Identity(output=output, training=given.to_trainer(), dataset=Rows(rows=1, sha256="0"))
-    uploads = Uploads(storage, output, given.save_total_limit, retry_seconds=0.1)
-    engine = engine_of(trainable, given)
-    return Saver(trainable, engine, given, storage, uploads, tmp_path / "work", output, identity, MAIN, partitioned=False)
-
-
-def train_a_step(made: Saver) -> None:
-    """Update the trained parameters once, with a gradient of their own value plus one."""
-    for _, parameter in made.engine.state.named:
-        parameter.grad = parameter.detach() + 1
-    made.engine.state.optimizer.step()
-    made.engine.schedule.step()
 
 
 def test_a_checkpoint_holds_weights_and_state_and_a_manifest_that_describes_them(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rewardfl_api.training import TrainingParameters
 from .engine_state import EngineState
 from .environment import Process
 from .optimizer import advance_schedule, make_optimizer, make_schedule
+from .timing import Stopwatch
 from .trainable import Trainable
 
 OutcomeT = TypeVar("OutcomeT")
@@ -70,14 +71,23 @@ class Engine:
         config: the DeepSpeed section and the training parameters.
         process: rank, world size and device.
         total_steps: optimizer steps of the whole run, for the schedule.
+        stopwatch: is told the seconds of backward passes and updates.
 
     Raises:
         RewardFLError: the batch sizes contradict each other, or DeepSpeed refuses its section (exit code 78).
     """
 
-    def __init__(self, trainable: Trainable, config: TrainerConfig, process: Process, total_steps: int) -> None:
+    def __init__(
+        self,
+        trainable: Trainable,
+        config: TrainerConfig,
+        process: Process,
+        total_steps: int,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         import deepspeed  # noqa: PLC0415 - takes seconds, and reads the prepared environment
 
+        self.stopwatch = stopwatch or Stopwatch(process.device)
         parameters = config.training
         self.trained = [parameter for _, parameter in trainable.parameters()]
         section = deepspeed_section(config, process.world_size, full=trainable.lora_base is None)
@@ -108,7 +118,8 @@ class Engine:
         result: tuple[Tensor, OutcomeT] = self.deepspeed(function)
         loss, outcome = result
         # A loss that is not finite must spoil the gradients, so that the ranks agree to skip the step.
-        self.deepspeed.backward(loss if bool(loss.isfinite()) else loss * math.nan)
+        with self.stopwatch.part("backward"):
+            self.deepspeed.backward(loss if bool(loss.isfinite()) else loss * math.nan)
         return outcome
 
     def step(self, loss: float) -> StepReport:
@@ -119,7 +130,8 @@ class Engine:
         """
         norm = self._own_norm() if self.zero_stage == 0 else None
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        self.deepspeed.step()
+        with self.stopwatch.part("optimise"):
+            self.deepspeed.step()
         applied = bool(self.deepspeed.was_step_applied())
         if applied:
             advance_schedule(self.schedule, loss)

@@ -75,7 +75,8 @@ class RewardFeedback:
         sampled = self.parameters.kl_steps == "sampled"
         steps = kl_steps(self.rollout.plan.window, sampled=sampled, seed=seed, row=row, visit=visit)
         video_B3THW, kl = self.rollout.trained_video(condition, start.latents_BCthw, steps, untrained, start.first_step)
-        scores = self.reward(video_B3THW, prepared.reference)
+        with self.rollout.stopwatch.part("reward"):
+            scores = self.reward(video_B3THW, prepared.reference)
         loss = self.objective.combined(scores.value, kl)
         return loss, Outcome(float(loss.detach()), scores.reward, float(kl.detach()), scores.no_face_fraction, scores.details())
 

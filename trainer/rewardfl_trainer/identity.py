@@ -23,11 +23,11 @@ from .data import Row
 FREE = frozenset(
     {
         "max_steps", "dataset_repeat", "max_bad_steps",
-        "logging_steps", "save_steps", "save_total_limit", "num_sample_videos", "export_formats",
+        "logging_steps", "save_steps", "save_total_limit", "num_sample_videos",
+        "eval_rows", "eval_dataset", "eval_steps", "eval_noise_seeds", "export_formats",
         "train_batch_size", "gradient_accumulation_steps",
         "use_gradient_checkpointing", "use_gradient_checkpointing_offload", "gradient_checkpointing_blocks",
         "cache_conditions", "cache_references", "cache_prefix",
-        "eval_rows", "eval_dataset", "eval_steps", "eval_noise_seeds",
     }
 )  # fmt: skip
 """Parameters that change how long a run is, what it reports, or how it uses memory and ranks: never what has been computed.
@@ -36,7 +36,7 @@ Rows that are held out are missing from the dataset, which is compared by itself
 TUNABLE = frozenset(
     {
         "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-        "max_grad_norm", "reward_baseline", "reward_scale", "reward_weight", "kl_weight", "missing_face_penalty",
+        "max_grad_norm", "rewards", "reward_baseline", "reward_scale", "reward_weight", "kl_weight", "missing_face_penalty",
     }
 )  # fmt: skip
 """Parameters that people change on purpose, for example after a run has diverged: allowed, with a warning."""

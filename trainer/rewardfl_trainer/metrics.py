@@ -67,6 +67,11 @@ class MetricsLog:
                 f"held_out/{name.removeprefix(HELD_OUT)}" if held_out else f"train/{name}", value, step
             )
 
+    def held_out(self, values: Mapping[str, float]) -> None:
+        """Add what was measured on evaluation rows before the first step, where there are any."""
+        if values:
+            self.write(0, values)
+
     def sample_scores(self, step: int, scores: Sequence[SampleScore]) -> None:
         """Add the mean score of the sample videos to TensorBoard."""
         if self.enabled and scores:

@@ -33,11 +33,8 @@ class Batch:
     """Positions in the dataset."""
     end: Position
     """Where the run is after this step."""
-
-    @property
-    def visit(self) -> int:
-        """How often these samples were trained on before; decides which of their noises is used."""
-        return self.pass_index
+    visit: int
+    """How often these samples were trained on before; decides their noise, and the step of a sampled KL."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ class Order:
                 positions = list(itertools.chain.from_iterable(of_batch))
                 for done in range(first_round + 1, rounds + 1):
                     step += 1
-                    yield Batch(pass_index, positions, self._position(step, pass_index, number, done))
+                    visit = pass_index * rounds + done - 1
+                    yield Batch(pass_index, positions, self._position(step, pass_index, number, done), visit)
                 first_round = 0
             first_batch = 0
 

@@ -93,14 +93,8 @@ class Preparer:
         kept: Kept | None = None,
         leading: Leading | None = None,
     ) -> None:
-        self.dataset, self.conditioner, self.reward, self.parameters, self.device = (
-            dataset,
-            conditioner,
-            reward,
-            parameters,
-            device,
-        )
-        self.kept, self.leading = kept, leading
+        self.dataset, self.conditioner, self.reward = dataset, conditioner, reward
+        self.parameters, self.device, self.kept, self.leading = parameters, device, kept, leading
         self.fixed_noise_seed = Conventions.of(parameters).fixed_noise_seed
         self.trains_condition = not set(CONDITION_NETWORKS).isdisjoint(parameters.trainable_model_names)
         self._last_video: tuple[int, Tensor] | None = None

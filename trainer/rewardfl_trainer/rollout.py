@@ -18,6 +18,7 @@ from .conditioning import Condition
 from .memory import Checkpointing
 from .models import Models
 from .sampling import Plan, Velocity, denoise
+from .timing import Part, Stopwatch
 from .trainable import Trainable
 from .wan_dit import predict_velocity
 from .wan_vae import decode
@@ -27,10 +28,26 @@ if TYPE_CHECKING:
 
 
 class Rollout:
-    """Generates videos with the trained model, with or without gradient."""
+    """Generates videos with the trained model, with or without gradient.
 
-    def __init__(self, models: Models, trainable: Trainable, plan: Plan, parameters: TrainingParameters) -> None:
+    Args:
+        models: the networks.
+        trainable: what of them is trained.
+        plan: noise levels, experts and window.
+        parameters: KL, compatibility and checkpoints.
+        stopwatch: is told the seconds of a trained video's parts.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        trainable: Trainable,
+        plan: Plan,
+        parameters: TrainingParameters,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.models, self.trainable, self.plan = models, trainable, plan
+        self.stopwatch = stopwatch or Stopwatch(torch.device("cpu"))
         self.use_kl = parameters.kl_weight > 0
         self.tiles = Conventions.of(parameters).tiles
         self.checkpointing = Checkpointing.of(parameters)
@@ -68,13 +85,23 @@ class Rollout:
         clean_BCthw, kl = denoise(
             latents_BCthw,
             self.plan.schedule,
-            self._velocity(self.models, condition),
+            self._timed("sample", self._velocity(self.models, condition)),
             window=self.plan.window,
-            reference=self._reference(reference_condition or condition) if self.use_kl else None,
+            reference=self._timed("reference", self._reference(reference_condition or condition)) if self.use_kl else None,
             kl_steps=kl_steps,
             steps=range(first_step, self.plan.end),
         )
-        return decode(self.models.vae, clean_BCthw, self.checkpointing, self.tiles), kl
+        with self.stopwatch.part("decode"):
+            return decode(self.models.vae, clean_BCthw, self.checkpointing, self.tiles), kl
+
+    def _timed(self, part: Part, velocity: Velocity) -> Velocity:
+        """Return the velocity with its seconds counted."""
+
+        def timed(step: int, latents_BCthw: Tensor) -> Tensor:
+            with self.stopwatch.part(part):
+                return velocity(step, latents_BCthw)
+
+        return timed
 
     def _velocity(self, models: Models, condition: Condition) -> Velocity:
         """Return the velocity that `models` predict under the condition."""

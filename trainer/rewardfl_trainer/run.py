@@ -18,9 +18,10 @@ from .checkpoint import Saver
 from .collective import on_main
 from .compat import Conventions
 from .conditioning import Conditioner, check_inputs
-from .data import MicroBatchSampler, Preflight, VideoDataset, load_rows, preflight
+from .data import MicroBatchSampler, VideoDataset
 from .engine import ZERO3, Engine
 from .environment import Process
+from .evaluation import Evaluation, Split, split_rows
 from .feedback import RewardFeedback
 from .finished import finished_results
 from .identity import Identity
@@ -38,6 +39,7 @@ from .rollout import Rollout
 from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
 from .storage import Storage
+from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
 from .uploads import Uploads
 
@@ -63,8 +65,11 @@ class Run:
     storage: Storage
     folder: Path
     sample_positions: list[int]
+    stopwatch: Stopwatch
+    """Counts the seconds of a step by part."""
     resumed: Found | None
     """The checkpoint that it goes on from."""
+    evaluation: Evaluation
 
 
 class AlreadyDoneError(Exception):
@@ -75,7 +80,13 @@ class AlreadyDoneError(Exception):
         self.step, self.results = step, results
 
 
-def assemble(config: TrainerConfig, process: Process, report: Report = logger.info, written: TrainerConfig | None = None) -> Run:
+def assemble(
+    config: TrainerConfig,
+    process: Process,
+    report: Report = logger.info,
+    written: TrainerConfig | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Run:
     """Return a run, ready for its next step: the first, or the one after the newest checkpoint of its output.
 
     The first phase (`precompute/`) runs in here: its networks are gone before those of training are loaded.
@@ -85,6 +96,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         process: this rank.
         report: is told what goes on, on the main rank.
         written: the configuration as the user wrote it, which checkpoints are bound to. None: the same.
+        stopwatch: counts the seconds by part. None: a new one.
 
     Raises:
         RewardFLError: the output cannot be written, the dataset is bad, a model is missing, parameters contradict the models, or
@@ -100,30 +112,31 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
     check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
     check_reached(parameters.trainable_model_names, plan)
     reward = Rewards.load(parameters, device)
-    rows = on_main(process, lambda: _check_dataset(config, reward))
+    rows = on_main(process, lambda: split_rows(config, reward.face_finder))
     on_main(process, lambda: _check_memory(config, process))
     dataset = VideoDataset(rows.rows, parameters)
-    identity = Identity.of(written or config, rows.rows, Path(config.dataset))
+    identity = Identity.of(written or config, rows.trained_rows, Path(config.dataset))
     resumed = on_main(process, lambda: find(storage, folder, identity))
     order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
     if resumed is not None:
         _check_not_done(order, storage, config.output, process)
-    sample_positions = list(range(min(parameters.num_sample_videos, len(dataset))))
+    sample_positions = list(range(min(parameters.num_sample_videos, rows.num_trained)))
     phases = Phases.of(parameters, plan)
     kept = None
     if phases.keeps_anything:
         store = Store(Path(config.cache_dir))
         keys = Keys(parameters, plan, phases, found, Digests(store.digests_folder), device.type)
         kept = Kept(store, keys, phases, rows.sizes)
-        wanted = wanted_starts(order, sample_positions)
+        wanted = wanted_starts(order, sample_positions) | wanted_evaluation(rows, parameters)
         FirstPhase(parameters, found, plan, dataset, reward, kept, process, report).run(wanted)
     models = load_models(parameters, device, found, phases.training_networks, encoder=phases.encodes_in_training)
     conditioner = None
     if phases.encodes_in_training:
         conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], device)
     trainable = make_trainable(models, parameters, plan)
-    engine = Engine(trainable, config, process, order.total_steps)
-    rollout = Rollout(models, trainable, plan, parameters)
+    stopwatch = stopwatch or Stopwatch(device)
+    engine = Engine(trainable, config, process, order.total_steps, stopwatch)
+    rollout = Rollout(models, trainable, plan, parameters, stopwatch)
     preparer = Preparer(dataset, conditioner, reward, parameters, device, kept)
     partitioned = engine.zero_stage == ZERO3
     uploads = Uploads(storage, config.output, parameters.save_total_limit)
@@ -131,6 +144,7 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         random_state.seed(parameters.seed, process)
     else:
         _go_on(resumed, engine, uploads, process, folder)
+    sampler = Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned)
     return Run(
         config=config,
         process=process,
@@ -139,12 +153,14 @@ def assemble(config: TrainerConfig, process: Process, report: Report = logger.in
         preparer=preparer,
         feedback=RewardFeedback(rollout, preparer, reward, trainable, parameters),
         engine=engine,
-        sampler=Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned),
+        sampler=sampler,
         saver=Saver(trainable, engine, parameters, storage, uploads, folder, config.output, identity, process, partitioned),
         storage=storage,
         folder=folder,
         sample_positions=sample_positions,
+        stopwatch=stopwatch,
         resumed=resumed,
+        evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps),
     )
 
 
@@ -181,6 +197,12 @@ def wanted_starts(order: Order, sample_positions: Sequence[int]) -> set[Wanted]:
     return trained | {Wanted(position, SAMPLE_DRAW, "sample") for position in sample_positions}
 
 
+def wanted_evaluation(rows: Split, parameters: TrainingParameters) -> set[Wanted]:
+    """Return every start that the held-out reward will ask for."""
+    draws = range(parameters.eval_noise_seeds)
+    return {Wanted(position, draw, "sample") for position in rows.evaluation_positions for draw in draws}
+
+
 def _check_memory(config: TrainerConfig, process: Process) -> None:
     """Compare what the run needs with the GPU. On a CPU nothing is estimated."""
     if process.device.type == "cuda":
@@ -189,19 +211,10 @@ def _check_memory(config: TrainerConfig, process: Process) -> None:
         check_memory(config, process)
 
 
-def _check_dataset(config: TrainerConfig, reward: Rewards) -> Preflight:
-    """Read the dataset's table and look at every row."""
-    result = preflight(load_rows(Path(config.dataset)), config.training, reward.face_finder)
-    for row in result.skipped:
-        logger.warning("%s is left out: no face in its first frame", row)
-    logger.info("%d rows to train on", len(result.rows))
-    return result
-
-
-def _micro_batches(rows: Preflight, parameters: TrainingParameters, process: Process) -> MicroBatchSampler:
+def _micro_batches(rows: Split, parameters: TrainingParameters, process: Process) -> MicroBatchSampler:
     """Return the order of this rank's micro batches."""
     return MicroBatchSampler(
-        rows.sizes,
+        rows.trained_sizes,
         batch_size=parameters.per_device_train_batch_size,
         seed=parameters.seed,
         rank=process.rank,

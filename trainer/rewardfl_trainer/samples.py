@@ -1,14 +1,14 @@
-"""Videos before and after training, of the same rows with the same noise, and their scores.
+"""Videos of given rows at given moments of a training, always from the same noises, and their scores.
 
 The noise is never one that is trained with. Must not change anything that is trained.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, distributed
@@ -25,8 +25,6 @@ SAMPLES_FOLDER = "samples"
 SAMPLE_DRAW = 0
 """Which noise of its row a sample video gets."""
 
-Moment = Literal["before", "after"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -35,8 +33,11 @@ class SampleScore:
     """What a sample video scored."""
 
     row: int
+    draw: int
+    """Which of the row's noises it was generated from."""
     prompt: str
-    video: str
+    video: str | None
+    """Its file in the samples folder; null where it was not written."""
     score: float
     """Mean of the rewards' scores by weight."""
     rewards: dict[str, float]
@@ -65,31 +66,46 @@ class Sampler:
     process: Process
     lockstep: bool
 
-    def generate(self, positions: Sequence[int], moment: Moment) -> list[SampleScore]:
-        """Generate the videos of the rows at `positions`, shared out over the ranks. Every rank gets all scores.
+    def generate(
+        self,
+        positions: Sequence[int],
+        moment: str,
+        draws: Sequence[int] = (SAMPLE_DRAW,),
+        num_videos: int | None = None,
+    ) -> list[SampleScore]:
+        """Generate and score the videos of the rows at `positions`, shared out over the ranks. Every rank gets all scores.
 
         A collective call. Each rank uploads the videos it made, and the main one `samples/<moment>.json`.
+
+        Args:
+            positions: which rows.
+            moment: name of the videos' folder: before, after, step-100.
+            draws: which noises of each row.
+            num_videos: of so many rows the video from the first noise is written; None: of all.
         """
         mine: list[SampleScore] = []
-        for number, position in enumerate(positions):
+        shown = set(positions[:num_videos])
+        for number, (position, draw) in enumerate(itertools.product(positions, draws)):
             if self.lockstep or number % self.process.world_size == self.process.rank:
-                score = self._generate(position, moment, write=not self.lockstep or self.process.is_main)
-                mine.append(score)
+                ours = not self.lockstep or self.process.is_main
+                mine.append(self._generate(position, draw, moment, write=ours and position in shown and draw == draws[0]))
         everyone: list[list[SampleScore] | None] = [None] * self.process.world_size
         distributed.all_gather_object(everyone, mine)
-        scores = {score.row: score for part in everyone for score in part or []}
-        ordered = [scores[row] for row in sorted(scores)]
+        scores: dict[tuple[int, int], SampleScore] = {}
+        for score in itertools.chain.from_iterable(part or [] for part in everyone):
+            scores.setdefault((score.row, score.draw), score)  # in lockstep every rank has each; the main one wrote it
+        ordered = [scores[key] for key in sorted(scores)]
         if self.process.is_main and ordered:
             write_json(self.folder / SAMPLES_FOLDER / f"{moment}.json", [asdict(score) for score in ordered])
             self._upload(f"{moment}.json")
-            logger.info("reward %s training: %.4f", moment, mean_score(ordered))
+            logger.info("reward of the sample videos (%s): %.4f", moment, mean_score(ordered))
         return ordered
 
     @torch.no_grad()
-    def _generate(self, position: int, moment: Moment, *, write: bool) -> SampleScore:
+    def _generate(self, position: int, draw: int, moment: str, *, write: bool) -> SampleScore:
         """Generate, score and write one video."""
         prepared = self.preparer(position)
-        video_B3THW = self.video(position)
+        video_B3THW = self.video(position, draw)
         scores = self.reward(video_B3THW, prepared.reference)
         frame_scores_T = next(iter(scores.results.values())).frame_scores_BT[0]
         name = f"row-{prepared.row.index}.mp4"
@@ -98,8 +114,9 @@ class Sampler:
             self._upload(f"{moment}/{name}")
         return SampleScore(
             row=prepared.row.index,
+            draw=draw,
             prompt=prepared.row.prompt,
-            video=f"{moment}/{name}",
+            video=f"{moment}/{name}" if write else None,
             score=scores.reward,
             rewards={name: float(result.score_B.mean()) for name, result in scores.results.items()},
             frame_scores=[None if math.isnan(score) else score for score in frame_scores_T.tolist()],
@@ -107,9 +124,9 @@ class Sampler:
         )
 
     @torch.no_grad()
-    def video(self, position: int) -> Tensor:
+    def video(self, position: int, draw: int = SAMPLE_DRAW) -> Tensor:
         """Return the sample video B3THW of a row; always the same noise."""
-        start = self.preparer.start(position, draw=SAMPLE_DRAW, purpose="sample")
+        start = self.preparer.start(position, draw=draw, purpose="sample")
         return self.rollout.video(start.condition, start.latents_BCthw, start.first_step)
 
     def _upload(self, name: str) -> None:

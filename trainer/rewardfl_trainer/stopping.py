@@ -55,9 +55,11 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
-        if self._requested_at is not None and isinstance(error, Exception) and not isinstance(error, RewardFLError):
-            # A collective breaks off where another rank has died or stopped; that is no failure of this one.
-            raise Terminated from error
+        if self._requested_at is None or isinstance(error, RewardFLError | Terminated):
+            return
+        # The request came too late for the last step; or a collective broke off where another rank has died or stopped,
+        # which is no failure of this one.
+        raise Terminated from error
 
     def _request(self, _signal: int, _frame: FrameType | None) -> None:
         if self._requested_at is None:

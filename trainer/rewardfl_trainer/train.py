@@ -7,12 +7,12 @@ What each part does stands in the module it is imported from; docs/algorithm.md 
 
 import argparse
 import logging
-import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -22,6 +22,7 @@ from rewardfl_api.progress import Checkpoint, Results
 from rewardfl_api.trainer_config import CONFIG_KEY, CONFIG_PATH, TrainerConfig
 
 from . import configuration, environment
+from .console import Console
 from .engine import StepReport
 from .environment import Process
 from .failures import Terminated, run_main
@@ -75,9 +76,10 @@ def train(config: TrainerConfig, process: Process) -> None:
         start, total = run.order.start.step, run.order.total_steps
         with MetricsLog(run.folder, process, start) as log, run.saver.uploads:
             if run.resumed is None:
-                message = "Generating the sample videos before training."
+                message = "Generating videos before training."
                 reporter.update(phase="Preparing", step=0, total_steps=total, message=message)
                 log.sample_scores(0, run.sampler.generate(run.sample_positions, "before"))
+                log.held_out(run.evaluation.measure(0))
             reporter.update(phase="Training", step=start, total_steps=total)
             train_steps(run, log, reporter)
             reporter.update(phase="Saving", step=total, total_steps=total)
@@ -95,64 +97,81 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
     """
     parameters, total = run.config.training, run.order.total_steps
     clock, bad_steps = Clock(), run.resumed.state.bad_steps if run.resumed else 0
-    with StopRequest(run.process) as stop:
+    console = Console(total, run.order.start.step, is_main=run.process.is_main)
+    with StopRequest(run.process) as stop, console:
         for batch in run.order.batches():
             step = batch.end.step
             outcomes, report = train_batch(run, batch)
-            values = mean_over_ranks(outcomes, run.process) | _step_values(report, clock.lap())
+            values = mean_over_ranks(outcomes, run.process) | _step_values(run, report, clock.lap(), len(batch.positions))
             bad_steps = 0 if report.applied else bad_steps + 1
-            if step % parameters.logging_steps == 0 or step == total or bad_steps:
-                log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps})
-                _say(step, total, values)
+            stopping = stop.agreed()
+            held_out = {} if stopping else run.evaluation.measure(step)
+            clock.started = time.monotonic() if held_out else clock.started
+            logged = step % parameters.logging_steps == 0 or step == total or bad_steps > 0 or bool(held_out)
+            if logged:
+                log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps, **held_out})
+            console.step(step, values, logged=logged)
             reporter.update(
                 step=step,
                 total_steps=total,
                 epoch=batch.pass_index,
-                metrics={name: values[name] for name in REPORTED if name in values},
+                metrics=_reported(values | run.evaluation.latest),
                 eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
                 checkpoint=run.saver.uploads.uploaded,
             )
             if bad_steps >= parameters.max_bad_steps:
                 raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
-            stopping = stop.agreed()
             if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
                 log.flush()
                 run.saver.save(batch.end, bad_steps)
                 clock.started = time.monotonic()
             if stopping:
-                run.saver.uploads.finish(stop.seconds_left())
-                distributed.barrier()  # nobody leaves before the upload is done
-                raise Terminated
+                _leave(run, stop)
+        if stop.agreed():  # asked to while the last checkpoint was saved
+            _leave(run, stop)
 
 
-REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction")
+def _leave(run: Run, stop: StopRequest) -> NoReturn:
+    """Wait for the upload, as long as there is time, and end. No rank leaves before the main one has done."""
+    run.saver.uploads.finish(stop.seconds_left())
+    distributed.barrier()
+    raise Terminated
+
+
+REPORTED = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction", "held_out_reward")
 """The metrics of the progress document."""
+
+
+def _reported(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what the progress document says of all values."""
+    return {name: values[name] for name in REPORTED if name in values}
 
 
 def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
     """Generate, score and differentiate every sample of a batch, then update the parameters once."""
     outcomes: list[Outcome] = []
     for number, position in enumerate(batch.positions, start=1):
-        prepared = run.preparer(position)
+        with run.stopwatch.part("prepare"):
+            prepared = run.preparer(position)
         outcomes.append(run.engine.accumulate(lambda row=prepared: run.feedback.loss(row, batch.visit)))  # type: ignore[misc]
         if number < len(batch.positions):
             run.engine.close_sample()
     return outcomes, run.engine.step(sum(outcome.loss for outcome in outcomes) / len(outcomes))
 
 
-def _step_values(report: StepReport, seconds_per_step: float) -> dict[str, float]:
-    """Return what is logged of an optimizer step beside the outcomes."""
-    values = {"grad_norm": report.gradient_norm, "learning_rate": report.learning_rate, "seconds_per_step": seconds_per_step}
+def _step_values(run: Run, report: StepReport, seconds_per_step: float, num_samples: int) -> dict[str, float]:
+    """Return what is logged of an optimizer step beside the outcomes; seconds by part are this rank's."""
+    frames = run.config.training.num_frames * num_samples * run.process.world_size
+    values = {
+        "grad_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "seconds_per_step": seconds_per_step,
+        "frames_per_second": frames / seconds_per_step,
+        **run.stopwatch.read(),
+    }
     if torch.cuda.is_available():
         values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return values
-
-
-def _say(step: int, total: int, values: dict[str, float]) -> None:
-    """Log one line a step."""
-    names = ("reward", "loss", "kl", "grad_norm", "seconds_per_step")
-    text = " ".join(f"{name} {values[name]:.4g}" for name in names if math.isfinite(values[name]))
-    logger.info("step %d/%d %s", step, total, text)
 
 
 def _diverged(step: int, bad_steps: int, checkpoint: Checkpoint | None) -> RewardFLError:

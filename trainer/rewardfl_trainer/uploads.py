@@ -116,9 +116,13 @@ class Uploads:
             started = time.monotonic()
             self._upload(job)
             logger.info("uploaded %s in %.1f s", self.uploaded.uri if self.uploaded else job.folder, time.monotonic() - started)
+            self._complaints.discard("upload")
             self._delete_old_uploads(job.step)
         except Exception as error:  # an upload must never stop training
-            self._complain(f"checkpoint {job.folder.name} could not be uploaded, training goes on: {error}")
+            self._complain(
+                "upload",
+                f"{job.folder.name} could not be uploaded; the local copy is whole: {error}",
+            )
         self._delete_old_folders(job)
         return self.uploaded is not None and self.uploaded.step == job.step
 
@@ -148,7 +152,7 @@ class Uploads:
             try:
                 self.storage.delete_folder(checkpoint_uri(self.output, found), first=MANIFEST_FILE)
             except RewardFLError as error:
-                self._complain(f"old checkpoints cannot be deleted: {error}")
+                self._complain("deletion", f"old checkpoints cannot be deleted: {error}")
 
     def _delete_old_folders(self, job: Job) -> None:
         """Delete local checkpoints older than the newest `keep`; the one after this may just be being written."""
@@ -158,9 +162,8 @@ class Uploads:
             (older[step] / MANIFEST_FILE).unlink(missing_ok=True)
             shutil.rmtree(older[step], ignore_errors=True)
 
-    def _complain(self, text: str) -> None:
-        """Log a warning, each kind of it once."""
-        kind = text.partition(":")[2][:60]
+    def _complain(self, kind: str, text: str) -> None:
+        """Log a warning, once for each kind until an upload succeeds."""
         if kind not in self._complaints:
             self._complaints.add(kind)
             logger.warning("%s", text)

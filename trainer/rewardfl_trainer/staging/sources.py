@@ -65,12 +65,14 @@ def make_request(parameter: str, text: str, kind: Kind) -> Request:
 
 
 def folder_requests(config: TrainerConfig) -> list[Request]:
-    """Return the requests for dataset, reward models and tokenizer."""
+    """Return the requests for dataset, reward models and tokenizer, and the evaluation dataset where there is one."""
     training = config.training
+    evaluation = training.eval_dataset
     return [
         make_request("dataset", config.dataset, Kind.DATASET),
         make_request("training.reward_model_path", training.reward_model_path, Kind.REWARD),
         make_request("training.tokenizer_path", training.tokenizer_path or DEFAULT_TOKENIZER, Kind.TOKENIZER),
+        *([make_request("training.eval_dataset", evaluation, Kind.DATASET)] if evaluation else []),
     ]
 
 

@@ -45,12 +45,13 @@ def localize(config: TrainerConfig) -> TrainerConfig:
     ):
         return config
     staged = _read_staged(config)
-    dataset, reward_model_path, tokenizer_path = (_local(request, staged) for request in folders)
+    dataset, reward_model_path, tokenizer_path, *evaluation = (_local(request, staged) for request in folders)
     training = config.training.copy_with(
         model_paths=[",".join(_local(request, staged) for request in model) for model in models],
         model_id_with_origin_paths=None,
         reward_model_path=reward_model_path,
         tokenizer_path=tokenizer_path,
+        eval_dataset=evaluation[0] if evaluation else None,
     )
     return config.copy_with(dataset=dataset, training=training)
 

@@ -1,0 +1,122 @@
+"""One form of the training step, measured in a process of its own. Prints one line of JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer import environment
+from rewardfl_trainer.environment import Process
+from rewardfl_trainer.run import Run, assemble
+from tests.benchmarks.meter import Meter, memory, reset_peak
+from tests.benchmarks.reference_form import ReferenceForm
+
+KEPT = ("cache_conditions", "cache_references", "cache_prefix")
+
+
+def main(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make the steps; return seconds, peaks and losses."""
+    config = configuration(**{name: arguments[name] for name in ("family", "folder", "form", "pixels", "num_frames")})
+    environment.prepare(config)
+    process = environment.join_process_group(config)
+    base = memory("VmRSS")
+    run, loss = FORMS[arguments["form"]](config, process)
+    meter = run.stopwatch
+    assert isinstance(meter, Meter)
+    step(run, loss)  # the first one fills caches of the libraries
+    meter.read()
+    meter.peaks.clear()
+    steps = [step(run, loss) for _ in range(arguments["steps"])]
+    peaks = {name: peak - base for name, peak in meter.peaks.items()}
+    return {"steps": steps, "peak_bytes": max(peaks.values()), "peak_bytes_by_part": peaks}
+
+
+Loss = Callable[[], tuple[Tensor, float]]
+
+
+def step(run: Run, loss: Loss) -> dict[str, Any]:
+    """Make one optimizer step."""
+    reset_peak()
+    started = time.perf_counter()
+    value = run.engine.accumulate(loss)
+    run.engine.step(value)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "parts": run.stopwatch.read(), "loss": value}
+
+
+def reference(config: TrainerConfig, process: Process) -> tuple[Run, Loss]:
+    """The straightforward form: nothing kept, everything resident."""
+    run = assemble(config, process, stopwatch=Meter(process.device))
+    form, position = ReferenceForm.of(run), first_row(run)
+
+    def loss() -> tuple[Tensor, float]:
+        value = form.loss(position)
+        return value, float(value.detach())
+
+    return run, loss
+
+
+def rewardfl(config: TrainerConfig, process: Process) -> tuple[Run, Loss]:
+    """The trainer as it is."""
+    run = assemble(config, process, stopwatch=Meter(process.device))
+    position = first_row(run)
+
+    def loss() -> tuple[Tensor, float]:
+        with run.stopwatch.part("prepare"):
+            prepared = run.preparer(position)
+        value, outcome = run.feedback.loss(prepared, visit=0)
+        return value, outcome.loss
+
+    return run, loss
+
+
+def first_row(run: Run) -> int:
+    """Return the row of the first step: the one whose leading steps are kept."""
+    return next(run.order.batches()).positions[0]
+
+
+FORMS = {"reference": reference, "rewardfl": rewardfl}
+
+
+def configuration(family: str, folder: str, form: str, pixels: int, num_frames: int) -> TrainerConfig:
+    """Return the run's configuration: the objective, window and LoRA of the seed document."""
+    root, work = Path(family), Path(folder)
+    training: dict[str, Any] = {
+        "model_paths": str(root / "wan22_paths.json"),
+        "tokenizer_path": str(root / "Wan2.2-I2V-A14B" / "google" / "umt5-xxl"),
+        "reward_model_path": str(root / "antelopev2"),
+        "min_timestep_boundary": 0.9,
+        "trainable_models": "dit2",
+        "lora_base_model": "dit2",
+        "learning_rate": 2.5e-6,
+        "dtype": "fp32",
+        "num_sample_videos": 0,
+        "height": pixels,
+        "width": pixels,
+        "num_frames": num_frames,
+        "max_steps": 1,
+        **dict.fromkeys(KEPT, form == "rewardfl"),
+    }
+    return TrainerConfig.model_validate(
+        {
+            "name": form,
+            "device": "cpu",
+            "dataset": str(root / "dataset"),
+            "output": str(work / "output"),
+            "work_dir": str(work / "work"),
+            "cache_dir": str(work / "cache"),
+            "deepspeed": {"zero_optimization": {"stage": 0}},
+            "training": training,
+        }
+    )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(json.dumps(main(json.loads(sys.argv[1]))))
