@@ -25,6 +25,7 @@ from tests.benchmarks.trainer_report import table
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "benchmarks"
 FORMS = ("reference", "rewardfl")
+GIGABYTE, PETA = 1e9, 1e15
 LIBRARIES = ("torch", "diffsynth", "deepspeed", "onnx2torch")
 
 
@@ -106,10 +107,27 @@ def merged(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def estimate_a14b() -> dict[str, Any]:
-    """Return the counted FLOPs and the estimated peak of both forms at A14B's size, 480x480x81."""
-    from rewardfl_trainer.estimate.benchmark import a14b_numbers
+    """Return the counted FLOPs of a sample and the estimated peak of a GPU at A14B's size, 480x480x81, and their ratios."""
+    from rewardfl_trainer.estimate.reference import a14b
 
-    return dict(a14b_numbers())
+    reference, every = a14b("reference"), a14b("rewardfl")
+    sampled, offload = a14b("rewardfl", "sampled"), a14b("rewardfl", offload=True)
+    print("A14B: counted", flush=True)
+    return {
+        "flops_ratio_kl_all": round(every.flops / reference.flops, 4),
+        "flops_ratio_kl_sampled": round(sampled.flops / reference.flops, 4),
+        "a14b_peak_gb_offload": round(offload.peak_bytes / GIGABYTE, 2),
+        "a14b_peak_gb": round(every.peak_bytes / GIGABYTE, 2),
+        "forms": {
+            name: {"pflops": figures.flops / PETA, "peak_gb": figures.peak_bytes / GIGABYTE, "moment": figures.moment}
+            for name, figures in {
+                "reference": reference,
+                "rewardfl": every,
+                "rewardfl, kl_steps: sampled": sampled,
+                "rewardfl, offloaded": offload,
+            }.items()
+        },
+    }
 
 
 def summary(measured: Mapping[str, Mapping[str, Any]], a14b: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def table(measured: Mapping[str, Mapping[str, Any]], a14b: Mapping[str, Any], nu
     text = INTRODUCTION.format(date=numbers["date"], versions=versions)
     for size, forms in measured.items():
         text += section(size, forms["reference"], forms["rewardfl"])
-    return text + a14b.get("table", "")
+    return text + (a14b_section(a14b["forms"]) if a14b else "")
 
 
 def section(size: str, reference: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -53,3 +53,18 @@ def row(name: str, before: float, after: float, bytes_before: float, bytes_after
     """Return one line."""
     ratio = f"{before / after:.2f}" if after > 0 else ""
     return f"| {name} | {before:.3f} | {after:.3f} | {ratio} | {bytes_before / MEBIBYTE:.0f} | {bytes_after / MEBIBYTE:.0f} |"
+
+
+def a14b_section(forms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of what is counted, not measured."""
+    lines = [
+        "## Wan2.2-I2V-A14B, 480x480x81: counted without weights",
+        "",
+        "bf16, LoRA of rank 32, batch 1, one GPU. PFLOP of a sample in DiTs and VAE; peak of tensors on the GPU, without CUDA's own",
+        "(`rewardfl estimate` counts the trainer's own code on fake tensors).",
+        "",
+        "| form | PFLOP | peak GB | when |",
+        "|---|---|---|---|",
+        *(f"| {name} | {form['pflops']:.2f} | {form['peak_gb']:.1f} | {form['moment']} |" for name, form in forms.items()),
+    ]
+    return "\n".join(lines) + "\n"
