@@ -27,6 +27,7 @@ FREE = frozenset(
         "eval_rows", "eval_dataset", "eval_steps", "eval_noise_seeds", "export_formats",
         "train_batch_size", "gradient_accumulation_steps",
         "use_gradient_checkpointing", "use_gradient_checkpointing_offload", "gradient_checkpointing_blocks",
+        "gradient_checkpointing_attention",
         "cache_conditions", "cache_references", "cache_prefix",
     }
 )  # fmt: skip
