@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -85,7 +85,7 @@ def make_schedule(optimizer: Optimizer, parameters: TrainingParameters, total_st
 def advance_schedule(schedule: LRScheduler, loss: float) -> None:
     """Take one step of the schedule; the one that watches the loss is told it."""
     if isinstance(schedule, ReduceLROnPlateau):
-        schedule.step(loss)
+        schedule.step(_mean_over_ranks(loss))
     else:
         schedule.step()
 
@@ -114,3 +114,13 @@ def restore_schedule(schedule: LRScheduler, state: dict[str, Any]) -> None:
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = rates
+
+
+def _mean_over_ranks(value: float) -> float:
+    """Return the mean of every rank's value: ranks with different learning rates would drift apart."""
+    if not distributed.is_initialized():
+        return value
+    device = torch.cuda.current_device() if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
