@@ -1,5 +1,6 @@
 """Parameters that decide what is loaded, generated and trained, on the tiny family: each seen by its effect."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 from rewardfl_trainer.environment import Process
+from rewardfl_trainer.metrics import MetricsLog
 from rewardfl_trainer.models import load_models
+from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.staging import localize
 from rewardfl_trainer.staging.stage import stage
-from rewardfl_trainer.train import train_batch
+from rewardfl_trainer.train import train_batch, train_steps
 from tests.distributed.conftest import MakeConfig
 from tests.unit.hub_standin import HubStandIn, hub_stand_in
 
@@ -93,3 +96,17 @@ def test_several_models_are_trained_at_once_and_the_others_are_bit_identical(mak
     moved = {key.split("/")[0] for key, value in before.items() if not torch.equal(value, after[key])}
     assert moved == {"dit2", "vae", "text_encoder"}
     assert any(key.startswith("dit/") for key in before)
+
+
+def test_steps_are_logged_and_saved_as_often_as_asked_and_at_the_end(make_config: MakeConfig, process: Process) -> None:
+    run = assemble(make_config(max_steps=5, logging_steps=2, save_steps=3, save_total_limit=3), process)
+    with MetricsLog(run.folder, process) as log, Reporter(None) as reporter, run.saver.uploads:
+        train_steps(run, log, reporter)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    saved = sorted(path.name for path in (Path(run.config.output) / "checkpoints").iterdir())
+    assert saved == ["step-3", "step-5"]
+    parts = {name for name in lines[0] if name.startswith("seconds_")} - {"seconds_per_step"}
+    assert parts == {f"seconds_{name}" for name in ("prepare", "sample", "reference", "decode", "reward", "backward", "optimise")}
+    assert sum(lines[0][name] for name in parts) <= 2.1 * lines[0]["seconds_per_step"]
+    assert lines[0]["frames_per_second"] == pytest.approx(9 / lines[0]["seconds_per_step"])

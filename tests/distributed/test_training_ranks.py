@@ -110,11 +110,15 @@ def test_models_that_are_not_trained_are_bit_identical_afterwards(
         assert min(found["frozen_tensors"].values()) > 10
 
 
-def test_one_rank_with_accumulation_equals_two_ranks(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_one_rank_with_accumulation_or_with_a_larger_batch_equals_two_ranks(make_config: MakeConfig, tmp_path: Path) -> None:
     together = train([make_config(name="two", max_steps=2)], tmp_path)["two"][0]
-    alone = train([make_config(name="one", max_steps=2, gradient_accumulation_steps=2)], tmp_path, ranks=1)["one"][0]
-    for name, tensor in together["weights"]["lora"].items():
-        torch.testing.assert_close(alone["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
+    accumulating = make_config(name="accumulating", max_steps=2, gradient_accumulation_steps=2)
+    batched = make_config(name="batched", max_steps=2, per_device_train_batch_size=2)
+    alone = train([accumulating, batched], tmp_path, ranks=1)
+    for result in (alone["accumulating"][0], alone["batched"][0]):
+        assert len(result["losses"]) == 4, "two samples in each of two steps"
+        for name, tensor in together["weights"]["lora"].items():
+            torch.testing.assert_close(result["weights"]["lora"][name], tensor, rtol=1e-3, atol=1e-5)
 
 
 FULL = {
