@@ -59,8 +59,9 @@ def run(stack: Stack) -> bool:
     """Apply the job, show its line as it changes, fetch the results; whether it succeeded."""
     manifest = read_manifest(stack.storage_spec())
     name = manifest["metadata"]["name"]
-    # Left by a demo before this one, on a cluster that outlives them.
+    # Left by a demo before this one, on a cluster that outlives them: a job goes on from the checkpoints of its output.
     stack.cluster.kubectl("delete", "rewardfljob", name, "--ignore-not-found", timeout_seconds=120)
+    clear(stack, manifest["spec"]["output"])
     say(f"kubectl apply -f {MANIFEST.relative_to(REPOSITORY)}")
     stack.apply(manifest)
     say("kubectl get rewardfljobs --watch")
@@ -97,6 +98,14 @@ def follow(stack: Stack, name: str) -> None:
             return
         time.sleep(POLL_SECONDS)
     raise ClusterError(f"{name} did not finish in {JOB_TIMEOUT_SECONDS} s: see `kubectl describe rewardfljob {name}`")
+
+
+def clear(stack: Stack, output: str) -> None:
+    """Remove the job's output folder from the bucket."""
+    client = stack.storage.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=output.removeprefix(f"s3://{BUCKET}/")):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=BUCKET, Key=item["Key"])
 
 
 def fetch(stack: Stack, name: str, output: str) -> None:
