@@ -10,7 +10,7 @@ import typer
 
 from . import __version__
 from .errors import ExitCode, RewardFLError
-from .training import EXPORT_FORMATS
+from .parameters import EXPORT_FORMATS
 
 app = typer.Typer(
     help="Reward Feedback Learning of Wan2.2 on Kubernetes.",

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from .job import GROUP, KIND, NAME_MAX_CHARACTERS, PLURAL, VERSION, RewardFLJob
+from .parameters import EXPORT_FORMATS
 from .spec import RewardFLJobSpec
 from .status import RewardFLJobStatus
-from .training import EXPORT_FORMATS
 
 Schema = dict[str, Any]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from .base import ApiModel
-from .training import MAX_STEPS_LIMIT
+from .parameters import MAX_STEPS_LIMIT
 
 PROGRESS_KEY = "progress.json"
 """Key of the document in the ConfigMap `<job>-progress`."""

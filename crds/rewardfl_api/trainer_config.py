@@ -14,8 +14,9 @@ from pydantic import Field
 from .base import ApiModel
 from .deepspeed import preset_config
 from .job import RewardFLJob
+from .parameters import PathText
 from .spec import Storage
-from .training import PathText, TrainingParameters
+from .training import TrainingParameters
 
 CONFIG_KEY = "config.yaml"
 CONFIG_PATH = "/etc/rewardfl/config.yaml"

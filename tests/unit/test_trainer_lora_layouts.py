@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from rewardfl_api.cli import app
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import EXPORT_FORMATS, ExportFormat
+from rewardfl_api.parameters import EXPORT_FORMATS, ExportFormat
 from rewardfl_trainer.export import exported, in_layouts
 from rewardfl_trainer.lora_files import convert_file, load_lora
 from rewardfl_trainer.lora_layouts import LowRank, diffusers_layer, read_lora, to_layout, wan_layer

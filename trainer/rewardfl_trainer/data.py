@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import VIDEO_MULTIPLE, TrainingParameters
+from rewardfl_api.parameters import VIDEO_MULTIPLE
+from rewardfl_api.training import TrainingParameters
 
 from .rewards.detection import Faces
 from .video import Frame, VideoError, from_uint8, read_frames

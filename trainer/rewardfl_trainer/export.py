@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from rewardfl_api.training import ExportFormat, TrainingParameters
+from rewardfl_api.parameters import ExportFormat
+from rewardfl_api.training import TrainingParameters
 
 from .lora import ADAPTER, lora_layers
 from .lora_layouts import read_lora, to_layout

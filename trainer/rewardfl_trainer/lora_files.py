@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import ExportFormat
+from rewardfl_api.parameters import ExportFormat
 
 from .export import FILE_OF_LAYOUT, LORA_FILE
 from .lora_layouts import Lora, read_lora, to_layout

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import ExportFormat
+from rewardfl_api.parameters import ExportFormat
 
 _PREFIXES = re.compile(r"^(base_model\.model\.|pipe\.dit2?\.|(model\.)?diffusion_model\.|transformer(_2)?\.)+")
 """What stands before the layer's own name: peft's, ROLL's, ComfyUI's and diffusers' prefixes."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import split_names
+from rewardfl_api.parameters import split_names
 
 ModelName = Literal["wan_video_dit", "wan_video_text_encoder", "wan_video_vae"]
 MODEL_NAMES: tuple[ModelName, ...] = ("wan_video_dit", "wan_video_text_encoder", "wan_video_vae")

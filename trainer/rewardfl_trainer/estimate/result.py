@@ -8,8 +8,9 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from rewardfl_api.parameters import VIDEO_MULTIPLE
 from rewardfl_api.trainer_config import TrainerConfig
-from rewardfl_api.training import VIDEO_MULTIPLE, TrainingParameters
+from rewardfl_api.training import TrainingParameters
 
 from ..engine import deepspeed_section, fitting_buckets
 from ..model_files import resolve_model_paths

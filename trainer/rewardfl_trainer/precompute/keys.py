@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rewardfl_api.training import RewardParameters, TrainingParameters
+from rewardfl_api.parameters import RewardParameters
+from rewardfl_api.training import TrainingParameters
 
 from ..data import Row
 from ..models import FoundModels, check_tokenizer

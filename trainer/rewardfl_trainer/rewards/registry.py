@@ -11,7 +11,7 @@ import json
 from typing import Any, TypeAlias
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.training import RewardSpec
+from rewardfl_api.parameters import RewardSpec
 
 from .base import Reward, RewardContext
 from .face import FaceReward

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.parameters import split_names
 from rewardfl_api.trainer_config import TrainerConfig
-from rewardfl_api.training import split_names
 from rewardfl_api.uris import Source, parse_source
 
 DEFAULT_TOKENIZER = "hf://Wan-AI/Wan2.1-T2V-1.3B:google/umt5-xxl/*"
