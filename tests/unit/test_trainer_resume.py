@@ -35,6 +35,16 @@ from tests.unit.checkpoints import MAIN, saver, train_a_step
 from tests.unit.datasets import parameters
 
 
+@pytest.fixture(autouse=True)
+def uploads_end_with_their_test() -> Iterator[None]:
+    """Let no upload of a test meet the outage or the log of the next one."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "uploads":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)

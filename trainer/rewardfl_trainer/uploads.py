@@ -42,7 +42,7 @@ class Job:
 
 
 class Uploads:
-    """The background thread, started by the first `submit`.
+    """The background thread, which lives while there is something to upload.
 
     Args:
         storage: where to.
@@ -60,16 +60,13 @@ class Uploads:
         self._failed: Job | None = None
         self._busy = self._last_call = False
         self._complaints: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+        self._running = False
 
     def submit(self, folder: Path, step: int) -> None:
         """Upload a whole local checkpoint soon. Returns at once."""
         with self._changed:
-            if not self._thread.is_alive():
-                self._thread.start()
-            self._waiting = Job(step, folder)
-            self._failed = None
-            self._changed.notify_all()
+            self._waiting, self._failed = Job(step, folder), None
+            self._wake()
 
     def finish(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the newest checkpoint is uploaded, trying once more what failed; return whether it is."""
@@ -77,7 +74,7 @@ class Uploads:
             self._last_call = True
             if self._failed is not None and self._waiting is None:
                 self._waiting, self._failed = self._failed, None
-            self._changed.notify_all()
+            self._wake()
             self._changed.wait_for(lambda: not self._busy and self._waiting is None, timeout_seconds)
             left = self._waiting or self._failed or self._busy
             self._last_call = False
@@ -94,12 +91,21 @@ class Uploads:
         else:
             self.finish(GRACE_SECONDS if isinstance(error, Terminated) else FAILED_RUN_SECONDS)
 
+    def _wake(self) -> None:
+        """Have the thread look at what there is to do. The caller holds the lock."""
+        self._changed.notify_all()
+        if self._waiting is not None and not self._running:
+            self._running = True
+            threading.Thread(target=self._run, name="uploads", daemon=True).start()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None)
+                if self._waiting is None:
+                    self._running = False
+                    return
                 job, self._waiting, self._busy = self._waiting, None, True
-            failed = job is not None and not self._carry_out(job)
+            failed = not self._carry_out(job)
             with self._changed:
                 self._busy = False
                 if failed and self._waiting is None:
