@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rewardfl_trainer.tiny.spec import DIT_KWARGS, MODEL_FOLDER, NUM_FRAMES
-from rewardfl_trainer.video import from_uint8, read_frames, write_video
+from rewardfl_trainer.tiny.spec import DIT_KWARGS, MODEL_FOLDER
 
 WIDTH_FACTOR = 6
 EXTRA_BLOCKS = 12
@@ -28,8 +27,6 @@ LAST_LAYERS = ("self_attn.o.", "cross_attn.o.", "ffn.2.")
 def write(tiny: Path, target: Path) -> None:
     """Write the mid-size family into `target`: the tiny family of `tiny` with both experts grown."""
     shutil.copytree(tiny, target, dirs_exist_ok=True)
-    for video in (target / "dataset").rglob("*.mp4"):
-        lengthen(video)
     kwargs = {
         **DIT_KWARGS,
         "dim": DIT_KWARGS["dim"] * WIDTH_FACTOR,
@@ -48,12 +45,6 @@ def write(tiny: Path, target: Path) -> None:
             save_file(part, shard)
         sidecar: dict[str, Any] = {"model_name": "wan_video_dit", "extra_kwargs": kwargs}
         Path(f"{shards[0]}.config.json").write_text(json.dumps(sidecar), encoding="utf-8")
-
-
-def lengthen(video: Path) -> None:
-    """Let a video run forward, then backward: from T frames to 2 T - 1, which is again 4 k + 1."""
-    frames = [from_uint8(frame) for frame in read_frames(video, NUM_FRAMES)]
-    write_video(video, torch.stack(frames + frames[-2::-1], dim=1))
 
 
 INPUT_LAYERS = ("patch_embedding.weight", "text_embedding.0.weight", "time_embedding.0.weight")

@@ -40,7 +40,7 @@ class Size:
     rounds: int
 
 
-SIZES = (Size("tiny", 64, 9, steps=5, rounds=3), Size("mid-size", 128, 17, steps=2, rounds=2))
+SIZES = (Size("tiny", 64, 9, steps=5, rounds=3), Size("mid-size", 96, 9, steps=3, rounds=3))
 
 
 def main() -> None:

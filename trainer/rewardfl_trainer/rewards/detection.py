@@ -28,7 +28,7 @@ OUTPUT_CHANNELS = (1, 4, 2 * NUM_POINTS)
 
 SCORE_THRESHOLD = 0.5
 NMS_THRESHOLD = 0.4
-FRAMES_PER_CALL = 16
+FRAMES_PER_CALL = 4
 """Frames in one call of the network; bounds its memory, changes no result."""
 
 
