@@ -55,7 +55,7 @@ def first_phase(config_text: str, result: Path, dies_at_write: int | None, varia
     node = int(os.environ.get("GROUP_RANK", "0"))
     process = Process(distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"), node)
     made: list[str] = []
-    real_write, real_sync = Store.write, store._sync
+    real_write, real_sync = Store.write, store.sync
 
     def write(self: Store, key: store.Key, tensors: object) -> None:
         made.append(self.path(key).name)
@@ -71,6 +71,6 @@ def first_phase(config_text: str, result: Path, dies_at_write: int | None, varia
         distributed.barrier()
         sys.exit()
 
-    Store.write, store._sync = write, sync  # type: ignore[method-assign,assignment]
+    Store.write, store.sync = write, sync  # type: ignore[method-assign,assignment]
     run.load_models = end_of_the_first_phase
     run.assemble(config, process)

@@ -63,7 +63,7 @@ def test_a_damaged_entry_is_dropped_and_can_be_made_again(tmp_path: Path, damage
 
 def die_while_writing(folder: Path) -> None:
     """Write an entry and be killed when its content is in the file, but not under its name."""
-    store._sync = lambda _path: os.kill(os.getpid(), signal.SIGKILL)
+    store.sync = lambda _path: os.kill(os.getpid(), signal.SIGKILL)
     Store(folder).write(KEY, tensors())
 
 
@@ -122,8 +122,8 @@ def test_a_cache_folder_that_cannot_be_made_is_named_with_the_switches(tmp_path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are really read."""
     seen: list[Path] = []
-    real = digests._hash
-    monkeypatch.setattr(digests, "_hash", lambda path: (seen.append(path), real(path))[1])
+    real = digests.sha256_of
+    monkeypatch.setattr(digests, "sha256_of", lambda path: (seen.append(path), real(path))[1])
     return seen
 
 

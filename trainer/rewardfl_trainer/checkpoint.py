@@ -21,12 +21,13 @@ import rewardfl_api
 from rewardfl_api.training import TrainingParameters
 
 from . import random_state
+from .disk import sync
 from .engine_state import EngineState
 from .environment import Process
 from .export import exported, in_layouts
 from .files import METRICS_FILE, TENSORBOARD_FOLDER
 from .identity import Identity
-from .manifest import MANIFEST_FILE, Manifest, sync
+from .manifest import MANIFEST_FILE, Manifest
 from .optimizer import schedule_state
 from .order import Position
 from .run_state import STATE_FILE, RunState

@@ -1,8 +1,6 @@
 """The last file of a checkpoint: its other files with size and SHA-256. A folder without it is no checkpoint."""
 
-import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -12,8 +10,9 @@ from pydantic import AwareDatetime, Field, StringConstraints, ValidationError, f
 
 from rewardfl_api.base import ApiModel
 
+from .disk import sha256_of
+
 MANIFEST_FILE = "manifest.json"
-HASH_CHUNK_BYTES = 2**22
 HASH_THREADS = 4
 
 
@@ -95,21 +94,3 @@ class Manifest(ApiModel):
     def content(self) -> dict[str, Any]:
         """Return the file's content."""
         return self.to_trainer()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

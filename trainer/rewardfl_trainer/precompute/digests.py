@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..disk import sha256_of
 from .locks import claim
 
-CHUNK_BYTES = 2**22
 SETTLED_SECONDS = 2.0
 """Coarsest step of a file system's modification times."""
 
@@ -49,7 +49,7 @@ class Digests:
         """
         path = path.resolve()
         digest = self._recall(path)
-        return digest or self._claimed(path, wait=True) or _hash(path)
+        return digest or self._claimed(path, wait=True) or sha256_of(path)
 
     def share(self, paths: Sequence[Path], number: int, count: int) -> None:
         """Read the files that are not known yet, each by another one of `count` processes, of which this is `number`."""
@@ -70,7 +70,7 @@ class Digests:
     def _read(self, path: Path) -> str:
         """Return the file's digest, remembering it when the file was the same before and after, and has settled."""
         before = Stamp.of(path)
-        digest = _hash(path)
+        digest = sha256_of(path)
         settled = time.time() - before.mtime_ns / 1e9 > SETTLED_SECONDS
         if settled and Stamp.of(path) == before:
             fresh = self._record(path).with_suffix(".new")
@@ -90,12 +90,3 @@ class Digests:
     def _record(self, path: Path) -> Path:
         """Return where the digest of a file is remembered."""
         return self.folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
-
-
-def _hash(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 
+from ..disk import sync
 from ..staging.cache import OWN_FOLDER
 from .locks import claim
 
@@ -114,9 +115,9 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             _clear_stale(path)
             save_file(plain, partial, metadata=metadata)
-            _sync(partial)
+            sync(partial)
             partial.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise self._failed(error) from error
@@ -175,15 +176,6 @@ def _clear_stale(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _too_small(cache_dir: Path, what: str, free: int, switches: str) -> RewardFLError:
