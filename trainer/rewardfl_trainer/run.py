@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rewardfl_api.progress import Checkpoint, Results
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.training import TrainingParameters
@@ -25,7 +27,7 @@ from .evaluation import Evaluation, Split, split_rows
 from .feedback import RewardFeedback
 from .finished import finished_results
 from .identity import Identity
-from .models import DTYPES, find_models, load_models
+from .models import DTYPES, FoundModels, find_models, load_models
 from .order import Order, Position
 from .precompute.digests import Digests
 from .precompute.fill import FirstPhase, Report, Wanted
@@ -104,32 +106,18 @@ def assemble(
         AlreadyDoneError: nothing is left to do.
     """
     parameters, device = config.training, process.device
-    folder = Path(config.work_dir) / OUTPUT_FOLDER
-    storage = Storage.from_config(config)
-    on_main(process, lambda: storage.check_writable(config.output))
-    found = find_models(parameters)
-    plan = Plan.of(parameters)
-    check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
-    check_reached(parameters.trainable_model_names, plan)
-    reward = Rewards.load(parameters, device)
-    rows = on_main(process, lambda: split_rows(config, reward.face_finder))
-    on_main(process, lambda: _check_memory(config, process))
+    checked = _check(config, process, written or config)
+    rows, plan, order, resumed = checked.rows, checked.plan, checked.order, checked.resumed
+    folder, storage, reward = checked.folder, checked.storage, checked.reward
     dataset = VideoDataset(rows.rows, parameters)
-    identity = Identity.of(written or config, rows.trained_rows, Path(config.dataset))
-    resumed = on_main(process, lambda: find(storage, folder, identity))
-    order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
-    if resumed is not None:
-        _check_not_done(order, storage, config.output, process)
     sample_positions = list(range(min(parameters.num_sample_videos, rows.num_trained)))
     phases = Phases.of(parameters, plan)
     kept = None
     if phases.keeps_anything:
-        store = Store(Path(config.cache_dir))
-        keys = Keys(parameters, plan, phases, found, Digests(store.digests_folder), device.type)
-        kept = Kept(store, keys, phases, rows.sizes)
+        kept = _kept(config, checked, phases, device)
         wanted = wanted_starts(order, sample_positions) | wanted_evaluation(rows, parameters)
-        FirstPhase(parameters, found, plan, dataset, reward, kept, process, report).run(wanted)
-    models = load_models(parameters, device, found, phases.training_networks, encoder=phases.encodes_in_training)
+        FirstPhase(parameters, checked.found, plan, dataset, reward, kept, process, report).run(wanted)
+    models = load_models(parameters, device, checked.found, phases.training_networks, encoder=phases.encodes_in_training)
     conditioner = None
     if phases.encodes_in_training:
         conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], device)
@@ -145,6 +133,7 @@ def assemble(
     else:
         _go_on(resumed, engine, uploads, process, folder)
     sampler = Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned)
+    identity = checked.identity
     return Run(
         config=config,
         process=process,
@@ -162,6 +151,50 @@ def assemble(
         resumed=resumed,
         evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps),
     )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What is known of a run before any of its networks is loaded, but for those of the reward."""
+
+    folder: Path
+    storage: Storage
+    found: FoundModels
+    plan: Plan
+    reward: Rewards
+    rows: Split
+    identity: Identity
+    resumed: Found | None
+    order: Order
+
+
+def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _Checked:
+    """Look at everything that can be wrong: what fails soonest and costs least comes first. A collective call."""
+    parameters = config.training
+    folder = Path(config.work_dir) / OUTPUT_FOLDER
+    storage = Storage.from_config(config)
+    on_main(process, lambda: storage.check_writable(config.output))
+    found = find_models(parameters)
+    plan = Plan.of(parameters)
+    check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
+    check_reached(parameters.trainable_model_names, plan)
+    reward = Rewards.load(parameters, process.device)
+    rows = on_main(process, lambda: split_rows(config, reward.face_finder))
+    on_main(process, lambda: _check_memory(config, process))
+    identity = Identity.of(written, rows.trained_rows, Path(config.dataset))
+    resumed = on_main(process, lambda: find(storage, folder, identity))
+    order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
+    if resumed is not None:
+        _check_not_done(order, storage, config.output, process)
+    return _Checked(folder, storage, found, plan, reward, rows, identity, resumed, order)
+
+
+def _kept(config: TrainerConfig, checked: _Checked, phases: Phases, device: torch.device) -> Kept:
+    """Return what is kept on disk."""
+    store = Store(Path(config.cache_dir))
+    digests = Digests(store.digests_folder)
+    keys = Keys(config.training, checked.plan, phases, checked.found, digests, device.type)
+    return Kept(store, keys, phases, checked.rows.sizes)
 
 
 def _check_not_done(order: Order, storage: Storage, output: str, process: Process) -> None:
