@@ -1,18 +1,53 @@
-"""The `rewardfl` command line. Commands that need the trainer or a cluster import it when they run, so that help is instant."""
+"""The `rewardfl` command line. Commands that need the trainer or a cluster import it when they run, so that help is instant.
 
-from collections.abc import Iterator
+Every error is one line on standard error and one of the exit codes of the trainer image (`errors.ExitCode`); a mistake in the
+arguments is 64.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__
-from .errors import ExitCode, RewardFLError
+from .errors import ExitCode, Reason, RewardFLError
 from .parameters import EXPORT_FORMATS
 
+UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment] # it has no public name of its own
+
+
+class OneLineUsage(TyperGroup):
+    """Says what is wrong with the arguments in one line, and exits with the documented code."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Run a command and leave the process."""
+        try:
+            code = super().main(args, *arguments, **{**keywords, "standalone_mode": False})
+        except UsageError as error:
+            sys.exit(_wrong_usage(error, sys.argv[1:] if args is None else args))
+        except typer.Abort:
+            sys.exit(int(ExitCode.FAILED))
+        sys.exit(code if isinstance(code, int) else int(ExitCode.DONE))
+
+
+def _wrong_usage(error: Any, arguments: Sequence[str]) -> int:
+    """Say what is wrong with the arguments; without any, what there is to choose from."""
+    if arguments:
+        command = error.ctx.command_path if error.ctx is not None else "rewardfl"
+        text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+        typer.echo(f"{command}: {text}; see {command} --help", err=True)
+    else:
+        error.show()
+    return int(ExitCode.USAGE)
+
+
 app = typer.Typer(
+    cls=OneLineUsage,
     help="Reward Feedback Learning of Wan2.2 on Kubernetes.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,16 +64,13 @@ def version() -> None:
 @app.command("tiny-models")
 def tiny_models(directory: Annotated[Path, typer.Argument(help="Folder to write into; made if it is missing.")]) -> None:
     """Write the miniature Wan2.2 and face models and an example dataset, for trying everything out on a CPU."""
-    try:
-        tiny = import_module("rewardfl_trainer.tiny")  # by name: the API itself does not depend on the trainer
-    except ImportError as error:
-        typer.echo(f"rewardfl tiny-models: {error}; install rewardfl[trainer]", err=True)
-        raise typer.Exit(1) from error
-    try:
-        tiny.write(directory)
-    except OSError as error:
-        typer.echo(f"rewardfl tiny-models: {directory}: {error.strerror}; name a folder that can be written", err=True)
-        raise typer.Exit(1) from error
+    tiny = _trainer("tiny-models", "rewardfl_trainer.tiny")
+    with _reporting("tiny-models"):
+        try:
+            tiny.write(directory)
+        except OSError as error:
+            message, hint = f"{directory}: {error.strerror};", "name a folder that can be written."
+            raise RewardFLError(Reason.IO_FAILED, message, hint, ExitCode.IO_ERROR) from error
     typer.echo(f"wrote {directory}")
 
 
@@ -51,6 +83,7 @@ def convert(
     ] = "none",
     dataset: Annotated[str | None, typer.Option(help="Folder with metadata.csv and the videos, e.g. s3://data/faces/.")] = None,
     results: Annotated[str | None, typer.Option(help="Folder for the results, e.g. s3://results/faces/.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 78 when any key is not kept.")] = False,
 ) -> None:
     """Convert a ROLL Reward FL configuration to a RewardFLJob. What is not kept is named, on standard error and in the file."""
     from . import roll
@@ -64,6 +97,11 @@ def convert(
         converted = roll.convert(text, compat=compat, dataset=dataset, output=results)
         for note in converted.notes:
             typer.echo(f"rewardfl convert: {note}", err=True)
+        lost = [note.key for note in converted.notes if not note.kept]
+        if strict and lost:
+            message = f"--strict: {len(lost)} of the keys in {configuration} are not kept, see above."
+            hint = "Do what stands beside each, or convert without --strict."
+            raise RewardFLError(Reason.BAD_CONFIGURATION, message, hint, ExitCode.BAD_CONFIGURATION)
         if output is None:
             typer.echo(converted.render(), nl=False)
         else:
@@ -140,14 +178,13 @@ def _reporting(command: str) -> Iterator[None]:
 @app.command()
 def explain(reason: Annotated[str, typer.Argument(help="A condition's reason, e.g. NoFaceInFirstFrame.")]) -> None:
     """Say what a condition's reason means and what to do."""
-    from .errors import Reason
     from .reasons import EXPLANATIONS
 
     known = {item.value.lower(): item for item in Reason}
     found = known.get(reason.lower())
     if found is None:
         typer.echo(f"rewardfl explain: {reason!r} is no reason; known are {', '.join(Reason)}", err=True)
-        raise typer.Exit(64)
+        raise typer.Exit(ExitCode.USAGE)
     text = EXPLANATIONS[found]
     typer.echo(f"{found.value}\n  cause:  {text.cause}\n  remedy: {text.remedy or 'nothing has to be done'}")
 

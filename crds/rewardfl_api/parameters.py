@@ -37,8 +37,11 @@ LrSchedulerType = Literal[
     "inverse_sqrt",
     "reduce_lr_on_plateau",
     "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
+    "greedy",
 ]
+"""Every name of transformers' SchedulerType."""
 
 Text = Annotated[str, StringConstraints(max_length=1024)]
 PathText = Annotated[str, StringConstraints(max_length=4096)]
@@ -57,9 +60,10 @@ class OptimizationParameters(ApiModel):
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 2.5e-6
     """Peak learning rate of AdamW. 0 trains nothing and is useful as a control."""
     lr_scheduler_type: LrSchedulerType = "constant"
-    """Learning rate schedule, by the names of transformers. `constant` warms up too when warmup_steps is set."""
+    """Learning rate schedule, by the names of transformers; each begins with warmup_steps, constant too. reduce_lr_on_plateau
+    lowers the rate when the loss stops falling; greedy raises it again as well, between a tenth of learning_rate and itself."""
     warmup_steps: CountOrZero = 10
-    """Optimizer steps over which the learning rate rises linearly from 0."""
+    """Optimizer steps over which the learning rate rises linearly from 0 (of cosine_warmup_with_min_lr, from a part)."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight decay coefficient of AdamW."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

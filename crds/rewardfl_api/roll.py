@@ -49,6 +49,8 @@ class Note:
 
     key: str
     text: str
+    kept: bool = True
+    """Whether the job says what the key said."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
@@ -106,13 +108,17 @@ class _Conversion:
         """Tell the user about a key."""
         self.notes.append(Note(key, text))
 
+    def leave_out(self, key: str, why: str) -> None:
+        """Tell the user about a key that the job does not keep."""
+        self.notes.append(Note(key, f"left out: {why}", kept=False))
+
     def take(self, content: Mapping[str, Any], section: str) -> None:
         """Go through a section, and through those in it."""
         for name, value in content.items():
             key = f"{section}{name}"
             if key in WITHOUT_MEANING and (self.is_pipeline or name not in TrainingParameters.model_fields):
                 if value is not None:
-                    self.note(f"{key}={_short(value)}", f"left out: {WITHOUT_MEANING[key]}")
+                    self.leave_out(f"{key}={_short(value)}", WITHOUT_MEANING[key])
             elif key in _USED:
                 _USED[key](self, key, value)
             elif section in PARAMETER_SECTIONS and name in TrainingParameters.model_fields:
@@ -122,7 +128,7 @@ class _Conversion:
             elif isinstance(value, dict) or (value is None and _is_section(key)):
                 continue
             else:
-                self.note(f"{key}={_short(value)}", f"left out: unknown to ROLL's Reward FL and to the job{_did_you_mean(name)}")
+                self.leave_out(f"{key}={_short(value)}", f"unknown to ROLL's Reward FL and to the job{_did_you_mean(name)}")
 
     def parameter(self, key: str, name: str, value: Any) -> None:
         """Take a training parameter. null means that it is not given."""
@@ -189,7 +195,7 @@ class _Conversion:
         if not isinstance(ratio, int | float) or not ratio:
             return
         if self.training.get("warmup_steps"):
-            self.note(f"{TRAINING}.warmup_ratio={ratio}", "left out: warmup_steps decides, as in ROLL")
+            self.leave_out(f"{TRAINING}.warmup_ratio={ratio}", "warmup_steps decides, as in ROLL")
             return
         steps = self.training["max_steps"]
         self.training["warmup_steps"] = math.ceil(steps * ratio) if isinstance(steps, int) else 0
@@ -217,10 +223,8 @@ class _Conversion:
         product = math.prod(parts) * world_size
         if given != product and given % product == 0:
             del self.training["train_batch_size"]
-            text = (
-                f"left out: ROLL makes {given // product} optimizer steps of it, and so does the job: each has {product} samples"
-            )
-            self.note(f"train_batch_size={given}", text)
+            steps = f"ROLL makes {given // product} optimizer steps of it, and so does the job: each has {product} samples"
+            self.leave_out(f"train_batch_size={given}", steps)
 
     def _train_what_has_the_lora(self) -> None:
         """Without trainable_models, ROLL trains the LoRA alone."""
@@ -253,7 +257,7 @@ class _Conversion:
         """Return a place for the results, which has to be changed."""
         for key in ("output_dir", "checkpoint_config.output_dir"):
             if self.given.get(key) is not None:
-                self.note(f"{key}={self.given[key]}", "left out: results and checkpoints go to spec.output in object storage")
+                self.leave_out(f"{key}={self.given[key]}", "results and checkpoints go to spec.output in object storage")
         self.note("spec.output", "change it to your bucket, or say --results s3://...")
         return f"{PLACEHOLDER_BUCKET}/{name}/results/"
 
@@ -270,7 +274,8 @@ class _Conversion:
         left_out = [name for name in value if name not in config]
         left_out += [f"{name}.{key}" for name in config for key in _automatic(value[name])]
         if left_out:
-            self.note(STRATEGY_CONFIG, f"{', '.join(left_out)} left out: filled in from the training parameters or by DeepSpeed")
+            text = f"{', '.join(left_out)} left out: filled in from the training parameters or by DeepSpeed"
+            self.notes.append(Note(STRATEGY_CONFIG, text, kept=False))
         return {"config": config}
 
 
@@ -305,7 +310,7 @@ def _use_environment(conversion: _Conversion, key: str, value: Any) -> None:
     """Give environment variables to the trainer; Ray's and ROLL's own mean nothing to it."""
     for name, content in (value or {}).items():
         if name.lower().startswith(("ray_", "roll_")):
-            conversion.note(f"{key}.{name}={_short(content)}", "left out: there is no Ray and no ROLL here, nothing to do")
+            conversion.leave_out(f"{key}.{name}={_short(content)}", "there is no Ray and no ROLL here, nothing to do")
         else:
             conversion.environment[name] = str(content)
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from rewardfl_trainer.optimizer import advance_schedule
+from rewardfl_trainer.optimizer import LossWatcher, advance_schedule
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-schedule = ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+schedule = LossWatcher(ReduceLROnPlateau(optimizer, patience=0, factor=0.5), warmup_steps=0)
 rates = []
 for step in range(4):
     # Rank 0 gets better all the time and rank 1 gets worse, twice as fast: together they get worse.

@@ -249,6 +249,28 @@ def test_compat_roll_is_asked_for_by_the_option(tmp_path: Path) -> None:
     assert convert(ROLL_EXAMPLE).job.spec.training.compat == "none"
 
 
+@pytest.mark.parametrize("key", ["learning_rat", "use_gradient_checkpointing_offlod"])
+def test_strict_writes_nothing_and_ends_with_78_where_a_key_is_not_kept(tmp_path: Path, key: str) -> None:
+    content = {"learning_rate": 1e-6, "reward_model_path": "/antelopev2/", "model_paths": "/wan22_paths.json", "seed": 1}
+    source, target = tmp_path / "config.yaml", tmp_path / "job.yaml"
+    command = ["convert", str(source), "--strict", "--dataset", DATASET, "--results", RESULTS, "-o", str(target)]
+    for given, code in ((content | {key: 1}, ExitCode.BAD_CONFIGURATION), (content, ExitCode.DONE)):
+        source.write_text(yaml.safe_dump(given | {"trainable_models": "dit"}))
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == code
+        assert target.exists() == (code == ExitCode.DONE)
+        assert (f"rewardfl convert: {key}=1: left out: unknown" in answer.stderr) == (code != ExitCode.DONE)
+        assert ("--strict: 1 of the keys in" in answer.stderr) == (code != ExitCode.DONE)
+
+
+def test_every_key_that_is_said_to_be_left_out_counts_as_not_kept() -> None:
+    section = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    given = {"deepspeed_mine": section, "actor_train.strategy_args.strategy_config": "${deepspeed_mine}", "train_batch_size": 32}
+    notes = converted({**given, "system_envs": {"RAY_DEDUP_LOGS": 0}, "output_dir": "./out"}).notes
+    assert {note.key for note in notes if not note.kept} == {note.key for note in notes if "left out: " in note.text}
+    assert sum(not note.kept for note in notes) > 10
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [

@@ -3,14 +3,17 @@
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import SchedulerType
 
 from rewardfl_api.deepspeed import preset_config
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.parameters import LrSchedulerType
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.data import MicroBatchSampler
 from rewardfl_trainer.engine import deepspeed_section
@@ -25,35 +28,34 @@ from rewardfl_trainer.optimizer import (
 from rewardfl_trainer.order import Order
 from tests.unit.datasets import parameters
 
-TYPES = [
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-]
+TYPES = [kind.value for kind in SchedulerType]
+FROM_A_PART = "cosine_warmup_with_min_lr"
+"""Its first step is one of warmup_steps parts of the learning rate; the others' is 0."""
 
 
-def rates(steps: int = 20, **changes: object) -> list[float]:
+def rates(steps: int = 20, losses: tuple[float, ...] = (1.0,), **changes: object) -> list[float]:
     given = parameters(learning_rate=1e-3, **changes)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=False)
     schedule = make_schedule(optimizer, given, steps)
     result = []
-    for _ in range(steps + 1):
+    for step in range(steps + 1):
         result.append(optimizer.param_groups[0]["lr"])
+        assert schedule.get_last_lr() == result[-1:]
         optimizer.step()
-        advance_schedule(schedule, 1.0)
+        advance_schedule(schedule, losses[step % len(losses)])
     return result
 
 
-@pytest.mark.parametrize("name", [*TYPES, "warmup_stable_decay"])
+def test_every_name_of_transformers_is_known_and_no_other() -> None:
+    assert set(get_args(LrSchedulerType)) == set(TYPES)
+
+
+@pytest.mark.parametrize("name", TYPES)
 def test_every_schedule_warms_up_to_the_learning_rate(name: str) -> None:
     values = rates(lr_scheduler_type=name, warmup_steps=5)
-    assert values[0] == 0
-    assert values[1:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4])
+    first = 2e-4 if name == FROM_A_PART else 0
+    assert values[0] == first
+    assert values[:5] == pytest.approx([first + number * 2e-4 for number in range(5)])
     assert max(values) == pytest.approx(1e-3)
 
 
@@ -62,25 +64,60 @@ def test_every_schedule_warms_up_to_the_learning_rate(name: str) -> None:
     [
         ("linear", 5e-4, 0),
         ("cosine", 5e-4, 0),
-        ("polynomial", 5e-4, 0),
+        ("cosine_with_restarts", 5e-4, 0),
+        ("polynomial", 5e-4, 1e-7),
         ("constant", 1e-3, 1e-3),
         ("constant_with_warmup", 1e-3, 1e-3),
+        ("inverse_sqrt", 1e-3, 1e-3),  # over 10,000 steps
         ("cosine_with_min_lr", 5.5e-4, 1e-4),
+        (FROM_A_PART, 4.8e-4, 1e-4),
         ("warmup_stable_decay", 1e-3, 0),
         ("reduce_lr_on_plateau", 1e-3, 1e-4),
+        ("greedy", 1e-3, 9.5e-4),
     ],
 )
 def test_schedules_without_warmup_end_at_their_end(name: str, half: float, end: float) -> None:
     values = rates(lr_scheduler_type=name, warmup_steps=0)
-    assert values[0] == pytest.approx(1e-3)
+    assert values[0] == pytest.approx(1e-3, rel=0.01)
     assert values[10] == pytest.approx(half, abs=2e-5)
     assert values[20] == pytest.approx(end, abs=1e-5)
+
+
+@pytest.mark.parametrize(("losses", "end"), [((1.0,), 1e-4), (tuple(range(900, 0, -1)), 1e-3)], ids=["still", "falling"])
+def test_greedy_stays_between_a_tenth_of_the_learning_rate_and_itself(losses: tuple[float, ...], end: float) -> None:
+    values = rates(900, losses, lr_scheduler_type="greedy", warmup_steps=0)
+    assert min(values) >= 1e-4
+    assert max(values) == 1e-3
+    assert values[650] == pytest.approx(end)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("learning_rate", [0.0, 5e-8])
+def test_every_schedule_can_be_made_of_any_learning_rate(name: str, learning_rate: float) -> None:
+    given = parameters(learning_rate=learning_rate, lr_scheduler_type=name, warmup_steps=2)
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=False)
+    schedule = make_schedule(optimizer, given, 10)
+    found = []
+    for _ in range(10):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        advance_schedule(schedule, 1.0)
+    assert max(found) == pytest.approx(learning_rate)
+    assert min(found) >= 0
 
 
 def test_adamw_gets_its_parameters() -> None:
     given = parameters(learning_rate=1e-3, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6)
     group = make_optimizer([nn.Parameter(torch.zeros(1))], given, offloaded=True).param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (1e-3, 0.1, (0.8, 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_weight_decay_shrinks_the_weights_by_itself(weight_decay: float) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.zeros(3)
+    make_optimizer([weight], parameters(learning_rate=0.1, weight_decay=weight_decay), offloaded=False).step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.1 * weight_decay))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -215,8 +252,9 @@ def test_a_global_batch_of_another_size_leaves_no_sample_out() -> None:
     assert larger.total_steps == 1 + 3
 
 
-@pytest.mark.parametrize("name", [*TYPES, "warmup_stable_decay", "reduce_lr_on_plateau"])
-def test_a_schedule_goes_on_where_it_was(name: str) -> None:
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("done", [2, 17])
+def test_a_schedule_goes_on_where_it_was(name: str, done: int) -> None:
     given = parameters(learning_rate=1e-3, lr_scheduler_type=name, warmup_steps=3)
 
     def made() -> LRScheduler:
@@ -231,10 +269,24 @@ def test_a_schedule_goes_on_where_it_was(name: str) -> None:
         return rates
 
     first, second = made(), made()
-    steps(first, range(17))
+    steps(first, range(done))
     restore_schedule(second, json.loads(json.dumps(schedule_state(first))))
     assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"]
-    assert steps(first, range(17, 40)) == steps(second, range(17, 40))
+    assert steps(first, range(done, 40)) == steps(second, range(done, 40))
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(("done", "rate"), [(1, 2.5e-4), (7, 1e-3)])
+def test_a_schedule_that_watches_the_loss_may_follow_one_that_does_not(name: str, done: int, rate: float) -> None:
+    before, after = (parameters(learning_rate=1e-3, lr_scheduler_type=kind, warmup_steps=4) for kind in ("linear", name))
+    first, second = (
+        make_schedule(make_optimizer([nn.Parameter(torch.zeros(1))], p, offloaded=False), p, 10) for p in (before, after)
+    )
+    for _ in range(done):
+        first.optimizer.step()
+        first.step()
+    restore_schedule(second, schedule_state(first))
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_a_resumed_schedule_follows_a_changed_learning_rate() -> None:
