@@ -62,6 +62,7 @@ def test_an_error_for_the_user_becomes_message_hint_and_exit_code(log: Path, mon
         (KeyError("x"), Reason.TRAINER_FAILED, 1),
         (MemoryError(), Reason.OUT_OF_MEMORY, 1),
         (RuntimeError("CUDA error: out of memory"), Reason.OUT_OF_MEMORY, 1),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), Reason.OUT_OF_MEMORY, 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), Reason.OUT_OF_MEMORY, 1),
         (OSError(errno.ENOSPC, "No space left on device", "/c/x"), Reason.DISK_TOO_SMALL, 74),
         (OSError(errno.EROFS, "Read-only file system", "/c/x"), Reason.IO_FAILED, 74),

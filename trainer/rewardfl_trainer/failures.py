@@ -33,7 +33,8 @@ TERMINATION_LOG_MAX_BYTES = 4096
 _ARGPARSE_EXIT_CODE = 2
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _VOLUME_FAULTS = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM)
-_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
+"""The last one is of cuBLAS, cuDNN and their like."""
 
 logger = logging.getLogger(__name__)
 

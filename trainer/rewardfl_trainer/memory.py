@@ -1,11 +1,11 @@
-"""Trading computation and CPU memory for accelerator memory: activation checkpointing, with or without offload.
+"""Trading computation and CPU memory for accelerator memory: activation checkpointing, with or without offload (`offload.py`).
 
 Changes no result. Nothing random may run inside a checkpoint (no model here has active dropout), so no generator state is kept.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import (
 )
 
 from rewardfl_api.training import TrainingParameters
+
+from .offload import Offload
 
 ResultT = TypeVar("ResultT")
 
@@ -62,6 +64,9 @@ class Checkpointing:
     attention_every: int = 0
     """In every n-th checkpoint of blocks the outputs of self-attention are kept instead of computed again; 0: in none."""
 
+    mover: Offload = field(default_factory=Offload, compare=False, repr=False)
+    """Moves what is offloaded."""
+
     @classmethod
     def of(cls, parameters: TrainingParameters) -> "Checkpointing":
         """Return what the training parameters ask for."""
@@ -86,13 +91,7 @@ class Checkpointing:
         """
         if not self.enabled or not torch.is_grad_enabled():
             return function(*arguments)
-        with self.hooks(*arguments) if self.offload else nullcontext():
+        with self.mover.hooks() if self.offload else nullcontext():
             contexts = _attention_contexts if keep_attention else noop_context_fn
             result: ResultT = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return result
-
-    def hooks(self, *arguments: Any) -> AbstractContextManager[Any]:
-        """Return what moves saved tensors to the CPU and back."""
-        pinned = any(isinstance(argument, torch.Tensor) and argument.is_cuda for argument in arguments)
-        hooks: AbstractContextManager[Any] = torch.autograd.graph.save_on_cpu(pin_memory=pinned)
-        return hooks

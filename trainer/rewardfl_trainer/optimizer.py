@@ -36,7 +36,8 @@ class GuardedAdamW(AdamW):
     def step(self, closure: Any = None) -> Any:
         """Update the parameters, or leave them as they are."""
         gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
-        self.overflow = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+        # One question to the device: 800 of them, one a gradient, would each wait for it.
+        self.overflow = bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
         return None if self.overflow else super().step(closure)
 
 

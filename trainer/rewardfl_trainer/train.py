@@ -169,8 +169,8 @@ def _step_values(run: Run, report: StepReport, seconds_per_step: float, num_samp
         "frames_per_second": frames / seconds_per_step,
         **run.stopwatch.read(),
     }
-    if torch.cuda.is_available():
-        values["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if run.process.device.type == "cuda":
+        values["peak_memory_gb"] = torch.cuda.max_memory_allocated(run.process.device) / 1e9
     return values
 
 

@@ -5,7 +5,7 @@ Runs `Rollout`, the reward and the objective as the training loop does: what cha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from rewardfl_api.training import TrainingParameters
 
 from ..conditioning import Condition
 from ..lora import lora_layers
-from ..memory import Checkpointing
 from ..models import DTYPES, MAX_TEXT_TOKENS, Models
 from ..objective import Objective
+from ..offload import Offload
 from ..rewards.composition import Rewards
 from ..rewards.face import FaceReward
 from ..rollout import Rollout
@@ -49,19 +49,17 @@ class Video:
     width: int
 
 
-class HostCheckpointing(Checkpointing):
-    """Checkpointing whose offloaded tensors are followed as CPU memory, though everything is on the CPU here."""
+class FollowedOffload(Offload):
+    """Offloads as in training; what is in CPU memory then is told apart, though everything is on the CPU here."""
 
-    tracker: Tracker
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
 
-    def hooks(self, *_: Any) -> Any:
-        """Copy what is kept to the host, and back when it is needed."""
-
-        def pack(tensor: Tensor) -> Tensor:
-            with self.tracker.labelled(HOST):
-                return tensor.clone()
-
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor.clone())
+    def to_host(self, source: Tensor) -> Tensor:
+        """Return a copy that counts as CPU memory."""
+        with self.tracker.labelled(HOST):
+            return super().to_host(source)
 
 
 def fake_mode() -> FakeTensorMode:
@@ -110,8 +108,7 @@ class Step:
         plan = Plan.of(parameters)
         rollout = form(models, trainable, plan, parameters)
         tracker = Tracker(ACTIVATIONS)
-        rollout.checkpointing = HostCheckpointing(**vars(rollout.checkpointing))
-        object.__setattr__(rollout.checkpointing, "tracker", tracker)
+        rollout.checkpointing = replace(rollout.checkpointing, mover=FollowedOffload(tracker))
         step = cls(models, trainable, rewards, parameters, plan, tracker, rollout)
         step._watch()
         return step
