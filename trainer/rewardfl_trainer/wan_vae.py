@@ -9,6 +9,7 @@ Legend: B batch, C latent channels, t latent frames, T video frames = 4 (t - 1) 
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
 LATENT_CHANNELS = 16
+
+LEAST_SEGMENT = 6
+"""Latent frames of the first segment at least: what 81 frames of video need. Shorter videos gain speed by it, not less memory."""
 
 
 def latent_frames(num_frames: int) -> int:
@@ -69,30 +73,36 @@ def _decode_features(vae: "WanVideoVAE", features_BCthw: Tensor, checkpointing: 
         video_B3THW, present, _ = decoder(features_BC1hw, feat_cache=list(past), feat_idx=[0])
         return video_B3THW, present
 
-    def decode_segment(features_BCshw: Tensor, *past: Any) -> tuple[Tensor, list[Any]]:
+    # Offloaded caches are in CPU memory already, so there is one level only.
+    outer = Checkpointing(checkpointing.enabled and not checkpointing.offload)
+
+    def decode_segment(features_BCshw: Tensor, *past: Any, then_differentiated: bool = outer.enabled) -> tuple[Tensor, list[Any]]:
         frames, present = [], list(past)
-        for features_BC1hw in torch.split(features_BCshw, 1, dim=2):
+        *first, last = torch.split(features_BCshw, 1, dim=2)
+        for features_BC1hw in first:
             video_B3THW, present = checkpointing.run(decode_frame, features_BC1hw, *present)
             frames.append(video_B3THW)
-        return torch.cat(frames, dim=2), present
+        # The backward pass begins with the last frame: it would only be decoded again at once.
+        run = decode_frame if then_differentiated else partial(checkpointing.run, decode_frame)
+        video_B3THW, present = run(last, *present)
+        return torch.cat([*frames, video_B3THW], dim=2), present
 
-    # Offloaded caches are in CPU memory already. The last segment's turn comes at once: its caches are kept.
-    outer = Checkpointing(checkpointing.enabled and not checkpointing.offload)
+    # The last segment's turn comes at once: its caches are kept.
     *segments, last = features_BCthw.split_with_sizes(segment_lengths(features_BCthw.shape[2]), dim=2)
     for features_BCshw in segments:
         video_B3THW, cache = outer.run(decode_segment, features_BCshw, *cache)
         videos.append(video_B3THW)
-    videos.append(decode_segment(last, *cache)[0])
+    videos.append(decode_segment(last, *cache, then_differentiated=True)[0])
     return torch.cat(videos, dim=2)
 
 
 def segment_lengths(num_latent_frames: int) -> list[int]:
-    """Return how the latent frames are cut into segments: m, m - 1, m - 2, ... with the smallest m that reaches the end.
+    """Return how the latent frames are cut into segments: m, m - 1, m - 2, ... with the smallest m >= 6 that reaches the end.
 
     The backward pass goes from the last segment to the first and frees each one's starting cache: the earlier the segment,
     the more room there is for its own caches. At any time at most m - 1 caches are kept, about sqrt(2 t).
     """
-    longest = math.ceil((math.sqrt(8 * num_latent_frames + 1) - 1) / 2)
+    longest = max(LEAST_SEGMENT, math.ceil((math.sqrt(8 * num_latent_frames + 1) - 1) / 2))
     lengths: list[int] = []
     while (left := num_latent_frames - sum(lengths)) > 0:
         lengths.append(min(left, longest - len(lengths)))
