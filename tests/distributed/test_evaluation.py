@@ -79,6 +79,56 @@ def test_evaluation_noises_are_never_trained_with(make_config: MakeConfig, proce
     assert all(not torch.equal(first, second) for number, first in enumerate(latents) for second in latents[:number])
 
 
+class Listener(Reporter):
+    """Remembers the metrics of every report."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.metrics: list[dict[str, float]] = []
+
+    def update(self, **fields: Any) -> None:
+        self.metrics.append(dict(fields.get("metrics", {})))
+        super().update(**fields)
+
+
+def test_the_last_held_out_reward_is_shown_again_after_a_resume(make_config: MakeConfig, process: Process) -> None:
+    given = {"rows": 3, "eval_rows": 1, "save_steps": 1}
+    first = assemble(make_config(**given, max_steps=1), process)
+    trained(first)
+    measured = first.evaluation.latest
+    assert measured
+    assert first.saver.uploads.finish()
+    resumed = assemble(make_config(**given, max_steps=3), process)
+    assert resumed.evaluation.latest == measured
+    with MetricsLog(resumed.folder, process, 1) as log, Listener() as reporter:
+        train_steps(resumed, log, reporter)
+    shown = [metrics["held_out_reward"] for metrics in reporter.metrics]
+    assert shown == [measured["held_out_reward"], resumed.evaluation.latest["held_out_reward"]]
+    assert ["held_out_reward" in line for line in metrics(resumed.folder)] == [True, False, True], (
+        "a line says when it was measured"
+    )
+    assert resumed.saver.uploads.finish()
+
+
+def test_sample_videos_that_cannot_be_uploaded_stop_nothing_and_are_there_at_the_end(
+    make_config: MakeConfig, process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = assemble(make_config(rows=3, eval_rows=1, num_sample_videos=1), process)
+    samples = Path(run.config.output) / "samples"
+    samples.touch()
+    for step in (0, run.order.total_steps):
+        assert "held_out_reward" in run.evaluation.measure(step)
+    assert not run.saver.uploads.finish()
+    complaints = [record.message for record in caplog.records if "could not be uploaded" in record.message]
+    assert len(complaints) == 1
+    assert "samples/step-0/row-2.mp4 could not be uploaded, and is tried again" in complaints[0]
+    samples.unlink()
+    assert run.saver.uploads.finish()
+    names = [f"step-{step}" for step in (0, run.order.total_steps)]
+    written = sorted(path.relative_to(samples).as_posix() for path in samples.rglob("*") if path.is_file())
+    assert written == sorted([*(f"{name}.json" for name in names), *(f"{name}/row-2.mp4" for name in names)])
+
+
 def hide_faces(run: Run) -> None:
     """Let the decoder show a grey picture from now on."""
     run.feedback.rollout.models.vae.model.decoder.head[-1].weight.data.zero_()

@@ -98,6 +98,77 @@ def test_several_models_are_trained_at_once_and_the_others_are_bit_identical(mak
     assert any(key.startswith("dit/") for key in before)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_gradients_are_clipped_to_max_grad_norm_and_not_at_all_by_zero(
+    make_config: MakeConfig, process: Process, stage: int
+) -> None:
+    # With an epsilon this large AdamW's first step is the gradient itself.
+    given = {"adam_epsilon": 1.0, "learning_rate": 1.0, "max_steps": 1, "reward_weight": 1.0}
+    moved, reported = {}, {}
+    for limit in (0.0, 1e-3):
+        config = make_config(rows=1, name=f"clip-{limit}", deepspeed={"zero_optimization": {"stage": stage}}, **given)
+        run = assemble(config.copy_with(training={**config.to_trainer()["training"], "max_grad_norm": limit}), process)
+        before = {name: parameter.detach().clone() for name, parameter in run.trainable.parameters()}
+        _, report = train_batch(run, next(run.order.batches()))
+        steps = [parameter.detach() - before[name] for name, parameter in run.trainable.parameters()]
+        moved[limit] = float(torch.nn.utils.get_total_norm(steps))
+        reported[limit] = report.gradient_norm
+    assert reported[0.0] == pytest.approx(reported[1e-3]), "the norm is that before clipping"
+    assert moved[1e-3] == pytest.approx(1e-3, rel=0.01)
+    assert moved[0.0] > 0.5 * reported[0.0] > 0.01
+
+
+def test_the_seed_decides_the_lora_the_noise_and_the_order_of_the_rows(make_config: MakeConfig, process: Process) -> None:
+    def drawn(name: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[list[list[int]]]]:
+        run = assemble(make_config(rows=4, name=name, seed=seed, cache_prefix=False), process)
+        loras = [parameter.detach().flatten() for key, parameter in run.trainable.parameters() if "lora_A" in key]
+        return torch.cat(loras), run.preparer.start(0, 0).latents_BCthw, [run.order.sampler.batches(i) for i in range(3)]
+
+    (lora, noise, order), (same_lora, same_noise, same_order), (other_lora, other_noise, other_order) = (
+        drawn(name, seed) for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert torch.equal(lora, same_lora)
+    assert torch.equal(noise, same_noise)
+    assert order == same_order
+    for first, other in ((lora, other_lora), (noise.flatten(), other_noise.flatten())):
+        assert abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 0.1
+    assert order != other_order
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_end_image_conditions_a_run_on_the_last_frame_as_well(make_config: MakeConfig, process: Process, cached: bool) -> None:
+    masks, videos = {}, {}
+    for inputs in ("input_image", "input_image, end_image"):
+        config = make_config(rows=1, name=inputs[-9:], extra_inputs=inputs, cache_conditions=cached, num_sample_videos=1)
+        run = assemble(config, process)
+        image_BCthw = run.preparer.condition(0).image_BCthw
+        assert image_BCthw is not None
+        masks[inputs] = image_BCthw[0, :4, :, 0, 0].T.tolist()
+        videos[inputs] = run.sampler.video(0)
+    first, both = masks.values()
+    assert first == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert both == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert not torch.equal(*videos.values())
+
+
+def test_every_sample_of_a_larger_batch_is_trained_on(make_config: MakeConfig, process: Process) -> None:
+    def trained(name: str, **training: object) -> tuple[list[float], dict[str, torch.Tensor]]:
+        run = assemble(make_config(rows=2, name=name, max_steps=1, **training), process)
+        outcomes, report = train_batch(run, next(run.order.batches()))
+        assert report.applied
+        return [outcome.loss for outcome in outcomes], {key: p.detach().clone() for key, p in run.trainable.parameters()}
+
+    losses, batched = trained("batched", per_device_train_batch_size=2)
+    summed, accumulated = trained("accumulated", gradient_accumulation_steps=2)
+    (single,), alone = trained("alone")
+    assert len(losses) == len(set(losses)) == 2
+    assert single in losses
+    assert sorted(losses) == sorted(summed)
+    for key, value in batched.items():
+        torch.testing.assert_close(accumulated[key], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(alone[key], value, rtol=1e-2) for key, value in batched.items())
+
+
 def test_steps_are_logged_and_saved_as_often_as_asked_and_at_the_end(make_config: MakeConfig, process: Process) -> None:
     run = assemble(make_config(max_steps=5, logging_steps=2, save_steps=3, save_total_limit=3), process)
     with MetricsLog(run.folder, process) as log, Reporter(None) as reporter, run.saver.uploads:

@@ -1,6 +1,7 @@
 """Training that goes wrong ends as it should: NaNs are skipped and counted, bad configurations are named, nothing hangs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ import pytest
 import torch
 import yaml
 
-from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.errors import FINAL_EXIT_CODES, ExitCode, Reason, RewardFLError
 from rewardfl_trainer.environment import Process
+from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, run_main
 from rewardfl_trainer.metrics import MetricsLog
 from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.run import Run, assemble
-from rewardfl_trainer.train import train_steps
+from rewardfl_trainer.train import train, train_steps
 from tests.distributed.conftest import MakeConfig, environment_of_a_child
 
 pytestmark = pytest.mark.slow
@@ -89,3 +91,62 @@ def test_a_missing_model_ends_with_66_before_any_network_is_loaded(make_config: 
     code, message, _ = start(path, tmp_path)
     assert (code, message["reason"]) == (ExitCode.MISSING_INPUT, Reason.MODEL_NOT_FOUND)
     assert "gone.safetensors" in str(message["message"])
+
+
+def test_an_output_that_cannot_be_written_ends_with_74_so_that_it_is_tried_again(
+    make_config: MakeConfig, process: Process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(TERMINATION_LOG_VARIABLE, str(tmp_path / "termination-log"))
+    config = make_config().copy_with(output=str(tmp_path / "file" / "below"))
+    assert run_main(lambda: train(config, process)) == ExitCode.IO_ERROR == 74
+    message = json.loads((tmp_path / "termination-log").read_text())
+    assert (message["exitCode"], message["reason"]) == (74, Reason.IO_FAILED)
+    assert f"output={tmp_path}/file/below: Not a directory" in message["message"]
+    assert ExitCode.IO_ERROR not in FINAL_EXIT_CODES
+
+
+@pytest.mark.parametrize(
+    ("training", "code", "expected"),
+    [
+        ({"train_batch_size": 7}, ExitCode.BAD_CONFIGURATION, r"train_batch_size=7: .* 1 \* .* 1 \* world size 1 = 1"),
+        ({"lora_target_modules": "q,to_q"}, ExitCode.BAD_CONFIGURATION, r"no linear layer ends with 'to_q'"),
+        ({"extra_inputs": ""}, ExitCode.BAD_CONFIGURATION, r"extra_inputs='': the DiT needs input_image"),
+        ({"mid_timestep": 0, "final_timestep": 1}, ExitCode.BAD_CONFIGURATION, r"trainable_models=dit2: no gradient reaches it"),
+        ({"eval_rows": 2}, ExitCode.BAD_CONFIGURATION, r"eval_rows=2: the dataset has 2 usable rows"),
+        ({"tokenizer_path": "."}, ExitCode.MISSING_INPUT, r"tokenizer_path=\.: holds no tokenizer"),
+        ({"reward_model_path": "/nowhere"}, ExitCode.MISSING_INPUT, r"/nowhere/\S*\.onnx: no such file"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_large_network_is_loaded(
+    make_config: MakeConfig,
+    process: Process,
+    monkeypatch: pytest.MonkeyPatch,
+    training: dict[str, object],
+    code: ExitCode,
+    expected: str,
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr("rewardfl_trainer.models._load_network", lambda *arguments: loaded.append(arguments))
+    with pytest.raises(RewardFLError, match=expected) as caught:
+        assemble(make_config(**training), process)
+    assert caught.value.exit_code == code
+    assert loaded == []
+
+
+def test_a_damaged_dataset_is_refused_with_every_bad_row_before_any_large_network_is_loaded(
+    make_config: MakeConfig, process: Process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "ein Datensatz 脸"
+    shutil.copytree(make_config(rows=3).dataset, dataset)
+    first, second, _ = sorted((dataset / "videos").iterdir())
+    first.write_bytes(first.read_bytes()[:1000])
+    second.unlink()
+    loaded: list[object] = []
+    monkeypatch.setattr("rewardfl_trainer.models._load_network", lambda *arguments: loaded.append(arguments))
+    with pytest.raises(RewardFLError, match=r"2 of the 3 rows of metadata\.csv cannot be used") as caught:
+        assemble(make_config(rows=3).copy_with(dataset=str(dataset)), process)
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.BAD_DATASET, ExitCode.BAD_DATA)
+    assert first.name in caught.value.message
+    assert second.name in caught.value.message
+    assert loaded == []

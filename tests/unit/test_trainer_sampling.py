@@ -56,13 +56,44 @@ def test_both_boundaries_one_mean_one_dit_for_every_step() -> None:
     assert set(plan.experts) == {"dit"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "experts", "window"),
+    [
+        ({"num_inference_steps": 4, "mid_timestep": 1, "final_timestep": 2}, ["dit", "dit", "dit2", "dit2"], [1, 2]),
+        ({"sigma_shift": 1.0, "num_inference_steps": 5, "final_timestep": 4}, ["dit", "dit2", "dit2", "dit2", "dit2"], [4]),
+        ({"min_timestep_boundary": 0.7, "mid_timestep": 6}, ["dit"] * 6 + ["dit2"] * 2, [6, 7]),
+        ({"max_timestep_boundary": 0.98, "final_timestep": 5}, ["dit2", "dit", "dit"] + ["dit2"] * 5, [4, 5]),
+    ],
+)
+def test_steps_experts_and_window_are_those_of_the_parameters(
+    changes: dict[str, object], experts: list[str], window: list[int]
+) -> None:
+    plan = a14b(**changes)
+    assert len(plan.schedule) == len(experts)
+    assert list(plan.experts) == experts
+    assert list(plan.window.steps) == window
+
+
 def test_the_euler_step_is_computed_in_fp32_and_cast_back() -> None:
-    latents = torch.full((1,), 1.0, dtype=torch.bfloat16)
-    velocity = torch.full((1,), 1.0, dtype=torch.bfloat16)
-    sigmas = torch.tensor([0.9375, 0.9296875])
-    moved = euler_step(latents, velocity, sigmas[0], sigmas[1])
+    latents, velocity = (random(4096, seed=seed).bfloat16() for seed in (1, 2))
+    sigma, sigma_next = Schedule.shifted(8, 5.0).sigmas[2:4]
+    moved = euler_step(latents, velocity, sigma, sigma_next)
     assert moved.dtype == torch.bfloat16
-    assert float(moved) == float(torch.tensor(1 - 0.0078125).bfloat16())
+    exact = latents.double() + velocity.double() * (sigma_next.double() - sigma.double())
+    assert float((moved != exact.bfloat16()).float().mean()) < 0.001
+    rounded = latents + velocity * (sigma_next - sigma).bfloat16()
+    assert float((moved != rounded).float().mean()) > 0.05, "in bf16 many values would be others"
+
+
+def test_every_step_starts_from_latents_in_the_compute_type() -> None:
+    seen: list[torch.dtype] = []
+
+    def velocity(_step: int, latents: Tensor) -> Tensor:
+        seen.append(latents.dtype)
+        return latents
+
+    latents, _ = denoise(random(*SHAPE).bfloat16(), Schedule.shifted(8, 5.0), velocity)
+    assert [*seen, latents.dtype] == [torch.bfloat16] * 9
 
 
 def test_perfect_velocity_recovers_the_video_in_any_number_of_steps() -> None:

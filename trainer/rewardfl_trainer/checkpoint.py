@@ -7,7 +7,9 @@ up to this step, and, written last, `manifest.json`; without a manifest that des
 
 import json
 import logging
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,12 +76,13 @@ class Saver:
     process: Process
     partitioned: bool
 
-    def save(self, position: Position, bad_steps: int = 0) -> None:
+    def save(self, position: Position, bad_steps: int = 0, held_out: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint to the disk and hand it to the uploads. A collective call.
 
         Args:
             position: how far the run is; the checkpoint is named after its step.
             bad_steps: steps in a row, the last ones, that were skipped.
+            held_out: the held-out numbers as they were last measured; what is not finite is left out.
 
         Raises:
             OSError: the disk is full or broken; what was saved before is untouched.
@@ -95,7 +98,8 @@ class Saver:
         self._write_engine_state(folder)
         generators = random_state.gathered(self.process)
         if self.process.is_main:
-            write_json(folder / STATE_FILE, self._state(position, bad_steps, generators).dump())
+            state = self._state(position, bad_steps, held_out or {}, generators)
+            write_json(folder / STATE_FILE, state.dump())
             self._copy_metrics(folder)
             write_json(folder / MANIFEST_FILE, Manifest.of(folder, position.step).content())
             logger.info("saved %s", folder)
@@ -127,11 +131,14 @@ class Saver:
         if part:
             write_whole(folder / f"{STATE_PREFIX}{number:05}{SUFFIX}", part, {"format": "pt"})
 
-    def _state(self, position: Position, bad_steps: int, generators: list[dict[str, Any]]) -> RunState:
+    def _state(
+        self, position: Position, bad_steps: int, held_out: Mapping[str, float], generators: list[dict[str, Any]]
+    ) -> RunState:
         """Return what is not tensors."""
         return RunState(
             position=position,
             bad_steps=bad_steps,
+            held_out={name: value for name, value in held_out.items() if math.isfinite(value)},
             schedule=schedule_state(self.engine.schedule),
             random=generators,
             identity=self.identity,

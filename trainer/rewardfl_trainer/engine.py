@@ -94,7 +94,6 @@ class Engine:
         section = fitting_buckets(section, sum(parameter.numel() for parameter in self.trained))
         zero = section.get("zero_optimization", {})
         self.zero_stage = int(zero.get("stage", 0))
-        _check_offload(zero)
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         whole = self.zero_stage == ZERO3 or trainable.lora_base is None
         held = Held(trainable, whole_networks=whole)
@@ -156,7 +155,7 @@ def deepspeed_section(config: TrainerConfig, world_size: int, *, full: bool) -> 
     parameters are fp32 masters themselves; full training in bf16 leaves the fp32 masters to DeepSpeed.
     """
     parameters = config.training
-    _check_batch_size(parameters, world_size)
+    check_section(config, world_size)
     section = copy.deepcopy(config.deepspeed)
     for ours in ("optimizer", "scheduler", "fp16"):
         if section.pop(ours, None) is not None:
@@ -176,6 +175,16 @@ def deepspeed_section(config: TrainerConfig, world_size: int, *, full: bool) -> 
         for offload in ("offload_optimizer", "offload_param"):
             section.get("zero_optimization", {}).get(offload, {}).pop("pin_memory", None)
     return section
+
+
+def check_section(config: TrainerConfig, world_size: int) -> None:
+    """Refuse batch sizes that contradict each other, and what checkpoints cannot be made of. Needs no network.
+
+    Raises:
+        RewardFLError: BadConfiguration, exit code 78.
+    """
+    _check_batch_size(config.training, world_size)
+    _check_offload(config.deepspeed.get("zero_optimization", {}))
 
 
 def fitting_buckets(section: dict[str, Any], num_trained: int) -> dict[str, Any]:

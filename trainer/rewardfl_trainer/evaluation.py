@@ -5,7 +5,7 @@ too. Must not change anything that is trained, nor depend on how often it is ask
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,11 +117,13 @@ class Evaluation:
     latest: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parameters: TrainingParameters, sampler: Sampler, split: Split, total_steps: int) -> "Evaluation":
-        """Return the evaluation that the parameters describe."""
-        noises = range(parameters.eval_noise_seeds)
-        videos = parameters.num_sample_videos
-        return cls(sampler, split.evaluation_positions, noises, parameters.eval_steps, total_steps, videos)
+    def of(
+        cls, parameters: TrainingParameters, sampler: Sampler, split: Split, total_steps: int, latest: Mapping[str, float]
+    ) -> "Evaluation":
+        """Return the evaluation that the parameters describe; `latest` is what was measured before the run was resumed."""
+        noises, videos = range(parameters.eval_noise_seeds), parameters.num_sample_videos
+        positions = split.evaluation_positions
+        return cls(sampler, positions, noises, parameters.eval_steps, total_steps, videos, dict(latest) if positions else {})
 
     def is_due(self, step: int) -> bool:
         """Whether something is measured after `step` optimizer steps."""

@@ -30,17 +30,14 @@ class CastLinear(nn.Linear):
         return functional.linear(x, self.weight.to(x.dtype))
 
 
-def add_lora(network: nn.Module, parameters: TrainingParameters, seed: int) -> None:
-    """Put adapters on the layers that `lora_target_modules` names, in place. lora_B starts at zero: nothing changes yet.
+def check_targets(network: nn.Module, parameters: TrainingParameters) -> None:
+    """Refuse a name in `lora_target_modules` that no linear layer of the network has. Needs no weights.
 
     Raises:
-        RewardFLError: a name matches no linear layer (BadConfiguration, exit code 78).
+        RewardFLError: BadConfiguration, exit code 78.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes seconds, and caches in a folder set beforehand
-
-    targets = parameters.lora_target_names
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    for target in targets:
+    for target in parameters.lora_target_names:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.removeprefix("blocks.0.") for name in linear if name.startswith("blocks.0.")}))
             raise RewardFLError(
@@ -49,10 +46,21 @@ def add_lora(network: nn.Module, parameters: TrainingParameters, seed: int) -> N
                 f"A block's linear layers are {known}.",
                 ExitCode.BAD_CONFIGURATION,
             )
+
+
+def add_lora(network: nn.Module, parameters: TrainingParameters, seed: int) -> None:
+    """Put adapters on the layers that `lora_target_modules` names, in place. lora_B starts at zero: nothing changes yet.
+
+    Raises:
+        RewardFLError: as `check_targets`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes seconds, and caches in a folder set beforehand
+
+    check_targets(network, parameters)
     config = LoraConfig(
         r=parameters.lora_rank,
         lora_alpha=parameters.lora_scale_numerator,
-        target_modules=targets,
+        target_modules=parameters.lora_target_names,
         lora_dropout=0.0,
         bias="none",
     )

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 TOKENIZER_HINT = "training.tokenizer_path is the folder of the umT5 tokenizer (google/umt5-xxl of a Wan repository)."
 
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+"""One of them holds a tokenizer's vocabulary."""
+
 MAX_TEXT_TOKENS = 512
 """Length to which Wan pads every prompt."""
 
@@ -210,13 +213,15 @@ def load_tokenizer(path: str) -> "HuggingfaceTokenizer":
 
 
 def check_tokenizer(path: str) -> None:
-    """Refuse a tokenizer folder that is not there, without loading it.
+    """Refuse a tokenizer folder that is not there or is none, without loading it.
 
     Raises:
-        RewardFLError: the folder is missing (ModelNotFound, exit code 66).
+        RewardFLError: the folder is missing or holds no tokenizer (ModelNotFound, exit code 66).
     """
-    if not Path(path).is_dir():
-        message = f"training.tokenizer_path={path}: no such folder."
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        problem = f"holds no tokenizer ({' or '.join(TOKENIZER_FILES)})" if folder.is_dir() else "no such folder"
+        message = f"training.tokenizer_path={path}: {problem}."
         raise RewardFLError(Reason.MODEL_NOT_FOUND, message, TOKENIZER_HINT, ExitCode.MISSING_INPUT)
 
 

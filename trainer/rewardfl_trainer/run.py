@@ -21,13 +21,14 @@ from .collective import on_main
 from .compat import Conventions
 from .conditioning import Conditioner, check_inputs
 from .data import MicroBatchSampler, VideoDataset
-from .engine import ZERO3, Engine
+from .engine import ZERO3, Engine, check_section
 from .environment import Process
 from .evaluation import Evaluation, Split, split_rows
 from .feedback import RewardFeedback
 from .finished import finished_results
 from .identity import Identity
-from .models import DTYPES, FoundModels, find_models, load_models
+from .lora import check_targets
+from .models import DTYPES, FoundModels, check_tokenizer, find_models, load_models
 from .order import Order, Position
 from .precompute.digests import Digests
 from .precompute.fill import FirstPhase, Report, Wanted
@@ -132,7 +133,7 @@ def assemble(
         random_state.seed(parameters.seed, process)
     else:
         _go_on(resumed, engine, uploads, process, folder)
-    sampler = Sampler(rollout, preparer, reward, storage, folder, config.output, process, partitioned)
+    sampler = Sampler(rollout, preparer, reward, uploads, folder, process, partitioned)
     identity = checked.identity
     return Run(
         config=config,
@@ -149,7 +150,7 @@ def assemble(
         sample_positions=sample_positions,
         stopwatch=stopwatch,
         resumed=resumed,
-        evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps),
+        evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps, resumed.state.held_out if resumed else {}),
     )
 
 
@@ -172,12 +173,16 @@ def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _
     """Look at everything that can be wrong: what fails soonest and costs least comes first. A collective call."""
     parameters = config.training
     folder = Path(config.work_dir) / OUTPUT_FOLDER
+    check_section(config, process.world_size)
     storage = Storage.from_config(config)
     on_main(process, lambda: storage.check_writable(config.output))
     found = find_models(parameters)
-    plan = Plan.of(parameters)
-    check_inputs(parameters.extra_input_names, found.empty_dit().in_dim)
+    check_tokenizer(parameters.tokenizer_path)
+    plan, dit = Plan.of(parameters), found.empty_dit()
+    check_inputs(parameters.extra_input_names, dit.in_dim)
     check_reached(parameters.trainable_model_names, plan)
+    if parameters.lora_base_model is not None:
+        check_targets(dit, parameters)
     reward = Rewards.load(parameters, process.device)
     rows = on_main(process, lambda: split_rows(config, reward.face_finder))
     on_main(process, lambda: _check_memory(config, process))

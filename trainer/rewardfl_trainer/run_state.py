@@ -21,6 +21,8 @@ class RunState(ApiModel):
     """How far the run is."""
     bad_steps: Annotated[int, Field(ge=0)]
     """Steps in a row that were skipped because something was not finite."""
+    held_out: dict[str, float] = Field(default_factory=dict)
+    """The held-out numbers as they were last measured."""
     schedule: dict[str, Any]
     """State of the learning-rate schedule."""
     random: list[dict[str, Any]]

@@ -18,7 +18,7 @@ from .environment import Process
 from .preparation import Preparer
 from .rewards.composition import Rewards
 from .rollout import Rollout
-from .storage import Storage, join
+from .uploads import Uploads
 from .video import write_video
 
 SAMPLES_FOLDER = "samples"
@@ -53,16 +53,16 @@ class Sampler:
     """Generates the sample videos.
 
     Attributes:
-        folder: local folder of the results; `output` is where they are uploaded to.
+        uploads: takes the videos and scores that are written.
+        folder: local folder of the results.
         lockstep: every rank generates every video, because ZeRO 3 needs all ranks for each forward pass.
     """
 
     rollout: Rollout
     preparer: Preparer
     reward: Rewards
-    storage: Storage
+    uploads: Uploads
     folder: Path
-    output: str
     process: Process
     lockstep: bool
 
@@ -130,8 +130,8 @@ class Sampler:
         return self.rollout.video(start.condition, start.latents_BCthw, start.first_step)
 
     def _upload(self, name: str) -> None:
-        """Upload a file of the samples folder."""
-        self.storage.upload_file(self.folder / SAMPLES_FOLDER / name, join(join(self.output, SAMPLES_FOLDER), name))
+        """Have a file of the samples folder uploaded, while training goes on."""
+        self.uploads.submit_file(self.folder / SAMPLES_FOLDER / name, f"{SAMPLES_FOLDER}/{name}")
 
 
 def mean_score(scores: Sequence[SampleScore]) -> float:

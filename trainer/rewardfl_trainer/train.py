@@ -123,7 +123,7 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
                 raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
             if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
                 log.flush()
-                run.saver.save(batch.end, bad_steps)
+                run.saver.save(batch.end, bad_steps, run.evaluation.latest)
                 clock.started = time.monotonic()
             if stopping:
                 _leave(run, stop)

@@ -1,12 +1,11 @@
-"""Uploads checkpoints in the background, and deletes those that are not kept any more.
+"""Uploads checkpoints and sample videos in the background, and deletes checkpoints that are not kept any more.
 
-An upload that fails is reported once and tried again; it never stops training, and never costs the local copy. Only the newest
-checkpoint waits for its turn: one that is overtaken while it waits is not uploaded at all.
+An upload that fails is reported once and tried again; it never stops training, and never costs the local copy. Checkpoints come
+first. Only the newest one waits for its turn: one that is overtaken while it waits is not uploaded at all.
 """
 
 import logging
 import shutil
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Self
 from rewardfl_api.errors import RewardFLError
 from rewardfl_api.progress import Checkpoint
 
+from .background import Background
 from .failures import Terminated
 from .files import METRICS_FILE, TENSORBOARD_FOLDER
 from .manifest import MANIFEST_FILE, Manifest
@@ -30,6 +30,9 @@ RETRY_SECONDS = 30.0
 FAILED_RUN_SECONDS = 120.0
 """How long a run that fails waits for its last checkpoint to arrive."""
 
+CHECKPOINT = "the last checkpoint"
+"""Name of its upload."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ class Job:
 
 
 class Uploads:
-    """The background thread, which lives while there is something to upload.
+    """What is uploaded while training goes on. Every rank has its own; checkpoints are the main one's.
 
     Args:
         storage: where to.
@@ -52,34 +55,26 @@ class Uploads:
     """
 
     def __init__(self, storage: Storage, output: str, keep: int, retry_seconds: float = RETRY_SECONDS) -> None:
-        self.storage, self.output, self.keep, self.retry_seconds = storage, output, keep, retry_seconds
+        self.storage, self.output, self.keep = storage, output, keep
         self.uploaded: Checkpoint | None = None
         """The newest checkpoint that is whole in `output`."""
-        self._changed = threading.Condition()
-        self._waiting: Job | None = None
-        self._failed: Job | None = None
-        self._busy = self._last_call = False
+        self._background = Background("uploads", retry_seconds)
         self._complaints: set[str] = set()
-        self._running = False
 
     def submit(self, folder: Path, step: int) -> None:
         """Upload a whole local checkpoint soon. Returns at once."""
-        with self._changed:
-            self._waiting, self._failed = Job(step, folder), None
-            self._wake()
+        self._background.put(CHECKPOINT, lambda: self._carry_out(Job(step, folder)), first=True)
+
+    def submit_file(self, local: Path, name: str) -> None:
+        """Upload a whole local file as `name` in `output` soon. Returns at once."""
+        self._background.put(name, lambda: self._upload_file(local, name))
 
     def finish(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until the newest checkpoint is uploaded, trying once more what failed; return whether it is."""
-        with self._changed:
-            self._last_call = True
-            if self._failed is not None and self._waiting is None:
-                self._waiting, self._failed = self._failed, None
-            self._wake()
-            self._changed.wait_for(lambda: not self._busy and self._waiting is None, timeout_seconds)
-            left = self._waiting or self._failed or self._busy
-            self._last_call = False
+        """Wait until everything is uploaded, trying once more what failed; return whether it is."""
+        left = self._background.finish(timeout_seconds)
         if left:
-            logger.warning("the last checkpoint is not in %s; whole ones may be on this machine's disk only", self.output)
+            here = "what is missing there may be on this machine's disk only"
+            logger.warning("%s: not in %s; %s", ", ".join(left), self.output, here)
         return not left
 
     def __enter__(self) -> Self:
@@ -91,30 +86,15 @@ class Uploads:
         else:
             self.finish(GRACE_SECONDS if isinstance(error, Terminated) else FAILED_RUN_SECONDS)
 
-    def _wake(self) -> None:
-        """Have the thread look at what there is to do. The caller holds the lock."""
-        self._changed.notify_all()
-        if self._waiting is not None and not self._running:
-            self._running = True
-            threading.Thread(target=self._run, name="uploads", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._waiting is None:
-                    self._running = False
-                    return
-                job, self._waiting, self._busy = self._waiting, None, True
-            failed = not self._carry_out(job)
-            with self._changed:
-                self._busy = False
-                if failed and self._waiting is None:
-                    self._failed = job
-                self._changed.notify_all()
-                if failed and not self._last_call:
-                    self._changed.wait_for(lambda: self._waiting is not None or self._last_call, self.retry_seconds)
-                    if self._failed is not None and not self._last_call:
-                        self._waiting, self._failed = self._failed, None
+    def _upload_file(self, local: Path, name: str) -> bool:
+        """Upload a file; return whether it is in `output`."""
+        try:
+            self.storage.upload_file(local, join(self.output, name))
+        except Exception as error:  # an upload must never stop training
+            self._complain("file", f"{name} could not be uploaded, and is tried again: {error}")
+            return False
+        self._complaints.discard("file")
+        return True
 
     def _carry_out(self, job: Job) -> bool:
         """Upload a checkpoint and delete old ones; return whether it is in `output`."""
