@@ -1,6 +1,7 @@
 """Counting without data: equal to a real run, to one run of everything, and to what is known of A14B."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from rewardfl_trainer.models import shapes_digest
 from rewardfl_trainer.sampling import Plan
 from rewardfl_trainer.trainable import make_trainable
 from tests.unit.datasets import parameters
+from tests.unit.face_networks import write_detector, write_recogniser
 from tests.unit.small_networks import DIT_ARGUMENTS, TEXT_ARGUMENTS, VAE_ARGUMENTS
 
 VIDEO = Video(9, 64, 64)
@@ -124,6 +126,16 @@ def test_the_face_networks_have_antelopev2s_sizes() -> None:
     assert sum(p.numel() for p in recogniser.parameters()) == pytest.approx(65.2e6, rel=0.01)
     assert sum(p.numel() for p in detector.parameters()) == pytest.approx(4.23e6, rel=0.1)
     assert antelopev2().detector.network is not None
+
+
+def test_antelopev2s_networks_stand_for_files_that_hold_sizes_as_data(tmp_path: Path) -> None:
+    write_detector(tmp_path)
+    write_recogniser(tmp_path)
+    chosen = given(reward_model_path=str(tmp_path), num_inference_steps=2, mid_timestep=1, final_timestep=1, sigma_shift=0.5)
+    (part,) = empty_rewards(chosen).parts.values()
+    networks = part.reward.detector.network, part.reward.recogniser.network
+    assert all(isinstance(network, Detector | Recogniser) for network in networks)
+    assert count_step(family(2), chosen, VIDEO).flops["reward", "no_grad"] > 0
 
 
 def a14b_dit() -> nn.Module:

@@ -128,14 +128,25 @@ def empty_rewards(parameters: TrainingParameters) -> Rewards:
 
 
 def _empty_faces(parameters: TrainingParameters) -> FaceReward:
-    """Return the face reward."""
+    """Return the face reward.
+
+    A network whose file holds sizes as data (SCRFD's `Reshape`) cannot be run without data; antelopev2's stands for it.
+    """
+    with torch.device("meta"):
+        faces = antelopev2()
     try:
-        reward = FaceReward.load(Path(parameters.reward_model_path))
+        found = FaceReward.load(Path(parameters.reward_model_path))
     except RewardFLError:  # not here, or not yet
-        with torch.device("meta"):
-            return antelopev2()
-    reward.detector = FaceEverywhere(reward.detector.network)
-    return reward
+        return faces
+    if not _holds_sizes(found.detector.network):
+        faces.detector = FaceEverywhere(found.detector.network)
+    if not _holds_sizes(found.recogniser.network):
+        faces.recogniser = found.recogniser
+    return faces
+
+
+def _holds_sizes(network: nn.Module) -> bool:
+    return any(not buffer.is_floating_point() for buffer in network.buffers())
 
 
 def give_shapes(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
