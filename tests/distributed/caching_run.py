@@ -1,21 +1,13 @@
-"""A rank of the cache tests: makes the first phase of a run, and writes down the names of the entries that it made.
-
-Its processes are forked from a server that has imported everything once; DeepSpeed, which only training needs, is left alone.
-"""
+"""A rank of the cache tests: makes the first phase of a run, and writes down the names of the entries that it made."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-import diffsynth.models.wan_video_dit
-import diffsynth.models.wan_video_text_encoder
-import diffsynth.models.wan_video_vae  # noqa: F401 - imported once, in the server
 import torch
 from torch import distributed
 
@@ -24,6 +16,7 @@ from rewardfl_trainer import environment, run
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.precompute import store
 from rewardfl_trainer.precompute.store import Store
+from tests.distributed import warm
 
 
 def start(config: TrainerConfig, made: Path, dies_at_write: int | None = None, **variables: str) -> BaseProcess:
@@ -33,21 +26,14 @@ def start(config: TrainerConfig, made: Path, dies_at_write: int | None = None, *
         made: file that it writes the entries' names to, as JSON.
         dies_at_write: the entry during whose writing it is killed: content in the file, but not under its name.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    rank = server.Process(target=first_phase, args=(config.dump(), made, dies_at_write, variables))
-    rank.start()
-    return rank
+    return warm.start(first_phase, config.dump(), made, dies_at_write, variables=variables)
 
 
-def first_phase(config_text: str, result: Path, dies_at_write: int | None, variables: Mapping[str, str]) -> None:
+def first_phase(config_text: str, result: Path, dies_at_write: int | None) -> None:
     """Run the first phase as `assemble` does, and end before training's networks are loaded."""
     import yaml
 
     config = TrainerConfig.model_validate(yaml.safe_load(config_text))
-    for name in (*environment.SINGLE_PROCESS, "MASTER_PORT", "GROUP_RANK"):
-        os.environ.pop(name, None)
-    os.environ.update(variables)
     environment.prepare(config)
     environment._become_single_process()
     torch.set_num_threads(1)

@@ -12,8 +12,7 @@ from torch import distributed
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer import environment, tiny
 from rewardfl_trainer.environment import Process
-
-RANK_VARIABLES = {*environment.SINGLE_PROCESS, "MASTER_PORT"}
+from tests.distributed import warm
 
 MakeConfig = Callable[..., TrainerConfig]
 
@@ -23,6 +22,12 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     tiny.write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_server(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The server that `warm.start` forks from."""
+    warm.start_server(maker(tiny_family, tmp_path_factory.mktemp("server"))())
 
 
 @pytest.fixture
@@ -47,11 +52,6 @@ def process(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     distributed.destroy_process_group()
     os.environ.clear()
     os.environ.update(known)
-
-
-def environment_of_a_child(**variables: str) -> dict[str, str]:
-    """Return our environment without what makes us a rank: a child that inherits it would try to join our group."""
-    return {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES} | variables
 
 
 def maker(tiny_family: Path, folder: Path) -> MakeConfig:

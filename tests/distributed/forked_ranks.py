@@ -1,7 +1,7 @@
 """Starts the ranks of one training run after another, each run in fresh processes, and kills them where it is told to.
 
-Run as a program: `forked_ranks.py PLAN`. What takes long, importing torch, DeepSpeed and DiffSynth, is done once, before the
-ranks are forked; a rank then runs the trainer's own `main`. PLAN is a JSON list of runs, each with
+Run in a process of its own (warm.py): what takes long, importing torch, DeepSpeed and DiffSynth, is done before the ranks are
+forked; a rank then runs the trainer's own `main`. The plan is a JSON list of runs, each with
 
 - config: path of its configuration; ranks: how many, 2 if left out;
 - onto: a checkpoint's folder that is put into the output beforehand;
@@ -11,39 +11,27 @@ ranks are forked; a rank then runs the trainer's own `main`. PLAN is a JSON list
 - writing: a checkpoint that is not whole has this many files;
 - term: true sends SIGTERM to the last rank instead, and kills nobody.
 
-Prints a JSON list of the exit codes and seconds of each run.
+Writes a JSON list of the exit codes and seconds of each run.
 """
 
-import importlib
 import json
 import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rewardfl_trainer import configuration, environment
-from rewardfl_trainer.failures import run_main
+from rewardfl_trainer import configuration
+from tests.distributed import warm
 
 POLL_SECONDS = 0.0005
-SLOW_MODULES = (
-    "deepspeed",
-    "diffsynth.models.wan_video_dit",
-    "peft.tuners.lora",
-    "torch.utils.tensorboard",
-    "transformers.optimization",
-    "rewardfl_trainer.train",
-)
 
 
-def main(plan: list[dict[str, Any]]) -> None:
-    environment.prepare(configuration.load(plan[0]["config"]))
-    for name in SLOW_MODULES:
-        importlib.import_module(name)
-    print(json.dumps([carry_out(run) for run in plan]))
+def main(plan: Path, results: Path) -> None:
+    runs: list[dict[str, Any]] = json.loads(plan.read_text(encoding="utf-8"))
+    results.write_text(json.dumps([carry_out(run) for run in runs]), encoding="utf-8")
 
 
 def carry_out(run: dict[str, Any]) -> dict[str, Any]:
@@ -70,9 +58,7 @@ def fork_rank(config: str, rank: int, world_size: int, port: int) -> int:
         return child
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE="1", **address)
-    from rewardfl_trainer import train
-
-    os._exit(run_main(lambda: train.main(["--config", config])))
+    os._exit(warm.train(Path(config)))
 
 
 def kill(ranks: list[int], run: dict[str, Any], output: Path, counted_from: float) -> None:
@@ -103,7 +89,3 @@ def count(folder: Path) -> int:
         return len(list(folder.iterdir()))
     except FileNotFoundError:
         return 0
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -28,7 +28,7 @@ from rewardfl_trainer.train import train_batch
 from tests.distributed.caching_run import start
 from tests.distributed.conftest import MakeConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
 OFF = {"cache_conditions": False, "cache_references": False, "cache_prefix": False}
 TIMEOUT_SECONDS = 300

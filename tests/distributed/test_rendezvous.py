@@ -1,10 +1,10 @@
 """Pods of a job meet whatever the order in which they come, and whatever an attempt before them has left behind."""
 
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -12,7 +12,7 @@ import pytest
 
 from rewardfl_api.errors import RewardFLError
 from rewardfl_trainer import rendezvous
-from tests.distributed.conftest import environment_of_a_child
+from tests.distributed import warm
 
 RANK = """
 import os, sys, time
@@ -28,7 +28,50 @@ dist.barrier()
 PATIENCE_SECONDS = 400
 """On a busy machine importing torch alone takes more than a minute."""
 
-Pod = subprocess.Popen[str]
+MET_SECONDS = 1.0
+"""Between the connection to a store and the request to join."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod's launcher, and what its processes print."""
+
+    process: BaseProcess
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_for(self, text: str) -> None:
+        def said() -> bool:
+            assert self.process.is_alive() or text in self.text(), f"the pod ended without saying {text!r}: {self.text()}"
+            return text in self.text()
+
+        warm.wait_until(f"the pod says {text!r}", said, PATIENCE_SECONDS)
+
+    def wait_for_connection(self, port: int) -> None:
+        """Wait until it has a connection to this port."""
+        launcher = psutil.Process(self.process.pid)
+        warm.wait_until(
+            f"a connection to port {port}",
+            lambda: any(connection.raddr and connection.raddr.port == port for connection in launcher.net_connections()),
+            PATIENCE_SECONDS,
+        )
+
+    def end(self) -> int | None:
+        """Wait for its end and return its exit code."""
+        self.process.join(PATIENCE_SECONDS)
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL its processes, all of them: torchrun starts its ranks in sessions of their own."""
+        if self.process.is_alive():
+            parent = psutil.Process(self.process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                process.kill()
+        self.process.join()
+
+
 Start = Callable[..., Pod]
 
 
@@ -40,15 +83,13 @@ def port() -> int:
 
 
 @pytest.fixture
-def start(tmp_path: Path, port: int) -> Iterator[Start]:
+def start(warm_server: None, tmp_path: Path, port: int) -> Iterator[Start]:
     """Start what the operator's pods of these indices would run, each in a process group of its own."""
     (tmp_path / "rank.py").write_text(RANK, encoding="utf-8")
     pods: list[Pod] = []
 
     def start(index: int, seconds: float = 0.0, timeout_seconds: int = 300) -> Pod:
-        environment = {
-            **environment_of_a_child(),
-            "OMP_NUM_THREADS": "1",
+        variables = {
             "POD": str(index),
             "TERMINATION_LOG": str(tmp_path / f"log-{len(pods)}"),
             "PET_NNODES": "2",
@@ -60,71 +101,56 @@ def start(tmp_path: Path, port: int) -> Iterator[Start]:
             "PET_MAX_RESTARTS": "0",
             "JOB_COMPLETION_INDEX": str(index),
         }
-        command = [sys.executable, "-m", "rewardfl_trainer.launch", str(tmp_path / "rank.py"), str(seconds)]
-        pod = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        pods.append(pod)
-        return pod
+        log = tmp_path / f"pod-{len(pods)}.log"
+        log.touch()
+        script = str(tmp_path / "rank.py")
+        pods.append(Pod(warm.start(warm.launch, script, str(seconds), log=log, variables=variables), log))
+        return pods[-1]
 
     yield start
     for pod in pods:
-        kill(pod)
-        pod.communicate()
-
-
-def kill(pod: Pod) -> None:
-    """SIGKILL a pod's processes, all of them: torchrun starts its ranks in sessions of their own."""
-    if pod.poll() is None:
-        parent = psutil.Process(pod.pid)
-        for process in (parent, *parent.children(recursive=True)):
-            process.kill()
-
-
-def line_of(pod: Pod, text: str) -> str:
-    assert pod.stdout is not None
-    for line in pod.stdout:
-        if text in line:
-            return line
-    raise AssertionError(f"the pod ended without saying {text!r}")
+        pod.kill()
 
 
 @pytest.mark.slow
 def test_a_pod_that_comes_first_waits_for_pod_0(start: Start) -> None:
     early = start(1)
-    time.sleep(8)
+    early.wait_for("waiting for pod 0 to open the rendezvous")
     late = start(0)
 
-    outputs = [pod.communicate(timeout=PATIENCE_SECONDS)[0] for pod in (early, late)]
+    codes = [pod.end() for pod in (early, late)]
 
-    assert [early.returncode, late.returncode] == [0, 0], outputs
+    outputs = [pod.text() for pod in (early, late)]
+    assert codes == [0, 0], outputs
     assert all("sum 2" in output for output in outputs)
 
 
 @pytest.mark.slow
-def test_a_pod_that_meets_the_store_of_a_dying_attempt_joins_the_next_one(start: Start) -> None:
+def test_a_pod_that_meets_the_store_of_a_dying_attempt_joins_the_next_one(start: Start, port: int) -> None:
     old_0, old_1 = start(0, seconds=600), start(1, seconds=600)
-    line_of(old_0, "sum 2")
-    kill(old_1)
+    old_0.wait_for("sum 2")
+    old_1.kill()
     # The new pod 1 is there before the old pod 0, which does not yet know that its peer is gone, is evicted.
     new_1 = start(1)
-    time.sleep(4)
-    kill(old_0)
+    new_1.wait_for_connection(port)
+    time.sleep(MET_SECONDS)
+    old_0.kill()
     new_0 = start(0)
 
-    outputs = [pod.communicate(timeout=PATIENCE_SECONDS)[0] for pod in (new_0, new_1)]
+    codes = [pod.end() for pod in (new_0, new_1)]
 
-    assert [new_0.returncode, new_1.returncode] == [0, 0], outputs
+    outputs = [pod.text() for pod in (new_0, new_1)]
+    assert codes == [0, 0], outputs
     assert all("sum 2" in output for output in outputs)
 
 
 @pytest.mark.slow
 def test_the_survivor_of_a_killed_peer_ends_by_itself(start: Start) -> None:
-    survivor, killed = start(0, seconds=5), start(1, seconds=600)
-    line_of(killed, "sum 2")
-    kill(killed)
+    survivor, killed = start(0), start(1, seconds=600)
+    killed.wait_for("sum 2")
+    killed.kill()
 
-    output, _ = survivor.communicate(timeout=PATIENCE_SECONDS)
-
-    assert survivor.returncode == 1, output
+    assert survivor.end() == 1, survivor.text()
 
 
 def test_waiting_for_pod_0_is_bounded_and_says_what_was_waited_for(port: int) -> None:

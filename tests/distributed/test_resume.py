@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ from safetensors.torch import load_file
 from rewardfl_api.deepspeed import DeepSpeedPreset, preset_config
 from rewardfl_api.errors import ExitCode
 from rewardfl_api.trainer_config import TrainerConfig
-from tests.distributed.conftest import MakeConfig, environment_of_a_child
+from tests.distributed import forked_ranks, warm
+from tests.distributed.conftest import MakeConfig
 
 pytestmark = pytest.mark.slow
 
 STEPS = 12
 KILLS = 10
 SEED = 20261122
+TIMEOUT_SECONDS = 800
 WHOLE = 3
 TIME_COLUMNS = ("seconds_", "frames_per_second")
 FAST = {
@@ -72,11 +72,10 @@ class Runs:
     def start(self) -> None:
         path = self.folder / "plan.json"
         path.write_text(json.dumps(self.plan), encoding="utf-8")
-        script = Path(__file__).with_name("forked_ranks.py")
-        environment = environment_of_a_child(OMP_NUM_THREADS="1", TERMINATION_LOG=str(self.folder / "termination-log"))
-        command = [sys.executable, str(script), str(path)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=800)
-        for name, result in zip(self.names, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        results = self.folder / "results.json"
+        variables = {"TERMINATION_LOG": str(self.folder / "termination-log")}
+        warm.finish([warm.start(forked_ranks.main, path, results, variables=variables)], TIMEOUT_SECONDS)
+        for name, result in zip(self.names, json.loads(results.read_text(encoding="utf-8")), strict=True):
             self.results.setdefault(name, []).append(result)
 
     def codes(self, name: str) -> list[list[int]]:
@@ -108,7 +107,7 @@ def moments() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def runs(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(warm_server: None, make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     made = Runs(tmp_path_factory.mktemp("plan"), make_module_config)
     for name in ("unbroken", "killed"):
         config = made.config(name, max_steps=STEPS, lr_scheduler_type="cosine", save_total_limit=2)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,12 @@ from rewardfl_trainer.metrics import MetricsLog
 from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.train import train, train_steps
-from tests.distributed.conftest import MakeConfig, environment_of_a_child
+from tests.distributed import warm
+from tests.distributed.conftest import MakeConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
+
+TIMEOUT_SECONDS = 600
 
 
 def poison(run: Run) -> None:
@@ -54,13 +55,12 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_last_che
     assert run.saver.uploads.finish()
 
 
-def start(config: Path, tmp_path: Path) -> tuple[int, dict[str, object], str]:
-    """Run the trainer as a pod does; return exit code, termination message and log."""
+def end_of(config: Path, tmp_path: Path) -> tuple[int | None, dict[str, object]]:
+    """Run the trainer as a pod does; return exit code and termination message."""
     message = tmp_path / "termination-log"
-    environment = environment_of_a_child(TERMINATION_LOG=str(message), OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "rewardfl_trainer.train", "--config", str(config)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    return done.returncode, json.loads(message.read_text()), done.stderr
+    trainer = warm.start(warm.train, config, variables={"TERMINATION_LOG": str(message)})
+    trainer.join(TIMEOUT_SECONDS)
+    return trainer.exitcode, json.loads(message.read_text())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_bad_configuration_ends_with_78_and_names_the_field(
     content["training"][field] = value
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
-    code, message, _ = start(path, tmp_path)
+    code, message = end_of(path, tmp_path)
     assert code == ExitCode.BAD_CONFIGURATION
     assert message["reason"] == Reason.BAD_CONFIGURATION
     assert expected in str(message["message"])
@@ -88,7 +88,7 @@ def test_a_bad_configuration_ends_with_78_and_names_the_field(
 def test_a_missing_model_ends_with_66_before_any_network_is_loaded(make_config: MakeConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(make_config(model_paths=[str(tmp_path / "gone.safetensors")]).dump())
-    code, message, _ = start(path, tmp_path)
+    code, message = end_of(path, tmp_path)
     assert (code, message["reason"]) == (ExitCode.MISSING_INPUT, Reason.MODEL_NOT_FOUND)
     assert "gone.safetensors" in str(message["message"])
 

@@ -1,7 +1,5 @@
 """Two ranks with gloo train the tiny family: the same LoRA on both, under every ZeRO stage, and nothing else changes."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ import torch
 
 from rewardfl_api.deepspeed import DeepSpeedPreset, preset_config
 from rewardfl_api.trainer_config import TrainerConfig
-from tests.distributed.conftest import MakeConfig, environment_of_a_child
+from tests.distributed import training_rank, warm
+from tests.distributed.conftest import MakeConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
 PRESETS: tuple[DeepSpeedPreset, ...] = ("zero0", "zero1", "zero2", "zero2_cpuoffload", "zero3", "zero3_cpuoffload")
 STEPS = 3
@@ -28,10 +27,7 @@ def train(configs: Sequence[TrainerConfig], tmp_path: Path, ranks: int = 2) -> d
         path.write_text(config.dump(), encoding="utf-8")
     results = tmp_path / "results"
     results.mkdir(exist_ok=True)
-    script = Path(__file__).with_name("training_rank.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
-    environment = environment_of_a_child(OMP_NUM_THREADS="1")
-    subprocess.run([*launch, str(results), *map(str, paths)], env=environment, check=True, timeout=TIMEOUT_SECONDS)
+    warm.finish(warm.start_ranks(ranks, training_rank.main, results, paths), TIMEOUT_SECONDS)
     return {
         config.name: [torch.load(results / f"{config.name}-rank{rank}.pt", weights_only=True) for rank in range(ranks)]
         for config in configs
@@ -57,7 +53,9 @@ ALL_IN_MEMORY = ("zero2", "zero3")
 
 
 @pytest.fixture(scope="module")
-def by_preset(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def by_preset(
+    warm_server: None, make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
     configs = [
         make_module_config(
             name=preset,
@@ -132,7 +130,9 @@ FULL = {
 
 
 @pytest.fixture(scope="module")
-def by_model(make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def by_model(
+    warm_server: None, make_module_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
     configs = [
         make_module_config(name=name, **{"max_steps": 2, "lora_base_model": None, "weight_decay": 0.0, **training})
         for name, training in FULL.items()

@@ -1,10 +1,10 @@
 """A rank of the distributed training tests: trains every configuration it is given, and writes down what it ends with.
 
-Run by torchrun: `training_rank.py RESULTS CONFIG...`. Of each configuration it leaves `<name>-rank<r>.pt`: the losses, the
-exported weights, and whether each network is bit-identical to what it was.
+Of each configuration it leaves `<name>-rank<r>.pt`: the losses, the exported weights, and whether each network is bit-identical
+to what it was.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.train import train_batch
 
 
-def main(results: Path, paths: list[str]) -> None:
+def main(results: Path, paths: Sequence[Path]) -> None:
     configs = [configuration.load(path) for path in paths]
     environment.prepare(configs[0])
     process = environment.join_process_group(configs[0])
@@ -68,7 +68,3 @@ def summary(run: Run, models: Models, before: Any, outcomes: list[Any], steps: l
         "unchanged": unchanged,
         "frozen_tensors": {name: len(state) for name, state in before.items()},
     }
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

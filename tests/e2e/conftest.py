@@ -1,13 +1,45 @@
-"""One cluster, with the operator installed from its chart, for all end-to-end tests."""
+"""One cluster, with the operator installed from its chart, and one run of the demo in it, for all end-to-end tests."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.cluster.stack import Stack
+from examples.current_cluster import ACCESS_KEY, ENDPOINT, SECRET_KEY, VALUES
+from tests.cluster import LocalCluster
+from tests.cluster.build import HELM, KUBERNETES
+from tests.cluster.stack import Stack, host_values
+from tests.e2e.demo_run import DemoRun
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     with Stack.start() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def context(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user whose kubectl, helm, context and S3 credentials are set up."""
+    assert isinstance(stack.cluster, LocalCluster)
+    folder: Path = tmp_path_factory.mktemp("context")
+    for name, program in (("kubectl", KUBERNETES.program("kubectl")), ("helm", HELM.program("helm"))):
+        (folder / name).symlink_to(program)
+    values = folder / "values.yaml"
+    values.write_text(yaml.safe_dump(host_values(stack.cluster.load_host_image())), encoding="utf-8")
+    return {
+        **os.environ,
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "KUBECONFIG": str(stack.cluster.kubeconfig),
+        ENDPOINT: stack.storage.endpoint,
+        ACCESS_KEY: stack.storage.access_key,
+        SECRET_KEY: stack.storage.secret_key,
+        VALUES: str(values),
+    }
+
+
+@pytest.fixture(scope="session")
+def run(stack: Stack, context: dict[str, str]) -> DemoRun:
+    return DemoRun(stack, context)

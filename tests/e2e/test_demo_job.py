@@ -2,63 +2,32 @@
 
 import io
 import json
-from typing import Any
 
 import av
 import pytest
 from safetensors.torch import load
 
-from examples.demo import read_manifest
-from tests.cluster.stack import BUCKET, Stack
+from tests.cluster.stack import BUCKET
+from tests.e2e.demo_run import OUTPUT, DemoRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-JOB_TIMEOUT_SECONDS = 900
-OUTPUT = "results/face-tiny/"
 PHASES = ["Pending", "Staging", "Preparing", "Training", "Saving", "Succeeded"]
 
 
-class Run:
-    """The demo job, run once: every status that it went through, and what it left in the bucket."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.manifest = read_manifest(stack.storage_spec())
-        self.name = self.manifest["metadata"]["name"]
-        stack.apply(self.manifest)
-        self.statuses = list(stack.statuses(self.name, JOB_TIMEOUT_SECONDS))
-        listing = stack.storage.client().list_objects_v2(Bucket=BUCKET, Prefix=OUTPUT)
-        self.keys = [item["Key"].removeprefix(OUTPUT) for item in listing.get("Contents", [])]
-        self.stack = stack
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.statuses[-1]
-
-    def read(self, key: str) -> bytes:
-        return bytes(self.stack.storage.client().get_object(Bucket=BUCKET, Key=OUTPUT + key)["Body"].read())
-
-    def metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.read("metrics.jsonl").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def run(stack: Stack) -> Run:
-    return Run(stack)
-
-
-def test_the_demo_job_succeeds(run: Run) -> None:
+def test_the_demo_job_succeeds(run: DemoRun) -> None:
     assert run.last["phase"] == "Succeeded", json.dumps(run.last, indent=1)
     assert run.last["workers"] == {"active": 0, "succeeded": 2, "failed": 0}
     assert run.last["restarts"] == 0
 
 
-def test_its_status_went_through_the_phases_in_order(run: Run) -> None:
+def test_its_status_went_through_the_phases_in_order(run: DemoRun) -> None:
     seen = list(dict.fromkeys(status["phase"] for status in run.statuses if "phase" in status))
     assert seen == [phase for phase in PHASES if phase in seen]
     assert {"Pending", "Staging", "Training", "Succeeded"} <= set(seen)
 
 
-def test_its_steps_rose_to_the_total_and_its_eta_was_finite(run: Run) -> None:
+def test_its_steps_rose_to_the_total_and_its_eta_was_finite(run: DemoRun) -> None:
     steps = [status["step"] for status in run.statuses if "step" in status]
     assert steps == sorted(steps)
     assert len(set(steps)) > 2
@@ -67,12 +36,12 @@ def test_its_steps_rose_to_the_total_and_its_eta_was_finite(run: Run) -> None:
     assert any(status.get("eta") for status in run.statuses if status["phase"] == "Training")
 
 
-def test_it_reported_the_bytes_that_it_staged(run: Run) -> None:
+def test_it_reported_the_bytes_that_it_staged(run: DemoRun) -> None:
     staged = run.last["staging"]
     assert staged["bytesDone"] == staged["bytesTotal"] > 1_000_000
 
 
-def test_its_conditions_are_standard_and_belong_to_the_observed_generation(run: Run) -> None:
+def test_its_conditions_are_standard_and_belong_to_the_observed_generation(run: DemoRun) -> None:
     conditions = {condition["type"]: condition for condition in run.last["conditions"]}
     assert conditions["Succeeded"]["status"] == "True"
     assert conditions["Succeeded"]["reason"] == "Completed"
@@ -80,7 +49,7 @@ def test_its_conditions_are_standard_and_belong_to_the_observed_generation(run: 
     assert all(condition["observedGeneration"] == generation for condition in conditions.values())
 
 
-def test_its_lora_is_in_the_bucket_and_was_trained(run: Run) -> None:
+def test_its_lora_is_in_the_bucket_and_was_trained(run: DemoRun) -> None:
     assert run.last["results"]["lora"] == f"s3://{BUCKET}/{OUTPUT}lora.safetensors"
     weights = load(run.read("lora.safetensors"))
     lora_b = [tensor for name, tensor in weights.items() if "lora_B" in name]
@@ -89,28 +58,28 @@ def test_its_lora_is_in_the_bucket_and_was_trained(run: Run) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_sample_video_from_before_and_after_training_is_in_the_bucket(run: Run, when: str) -> None:
+def test_a_sample_video_from_before_and_after_training_is_in_the_bucket(run: DemoRun, when: str) -> None:
     keys = [key for key in run.keys if key.startswith(f"samples/{when}/") and key.endswith(".mp4")]
     assert len(keys) == 1
     with av.open(io.BytesIO(run.read(keys[0]))) as video:
         assert len(list(video.decode(video=0))) == run.manifest["spec"]["training"]["numFrames"]
 
 
-def test_metrics_and_tensorboard_events_are_in_the_bucket(run: Run) -> None:
+def test_metrics_and_tensorboard_events_are_in_the_bucket(run: DemoRun) -> None:
     lines = run.metrics()
     assert [line["step"] for line in lines] == list(range(1, run.last["totalSteps"] + 1))
     assert all(-1 <= line["reward"] <= 1 for line in lines)
     assert any("tfevents" in key for key in run.keys)
 
 
-def test_kubectl_shows_the_columns_that_people_look_at(run: Run) -> None:
+def test_kubectl_shows_the_columns_that_people_look_at(run: DemoRun) -> None:
     header, line = run.stack.cluster.kubectl("get", "rewardfljobs", run.name).splitlines()[:2]
     assert header.split() == ["NAME", "PHASE", "STEP", "PROGRESS", "REWARD", "ETA", "AGE"]
     total = run.last["totalSteps"]
     assert line.split()[:4] == [run.name, "Succeeded", f"{total}/{total}", "100"]
 
 
-def test_its_pods_ran_restricted(run: Run) -> None:
+def test_its_pods_ran_restricted(run: DemoRun) -> None:
     pods = json.loads(run.stack.cluster.kubectl("get", "pods", "-l", f"rewardfl.io/job-name={run.name}", "-o", "json"))["items"]
     assert len(pods) == 2
     for pod in pods:
@@ -120,7 +89,7 @@ def test_its_pods_ran_restricted(run: Run) -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_deleting_it_removes_everything_that_was_made_for_it(run: Run) -> None:
+def test_deleting_it_removes_everything_that_was_made_for_it(run: DemoRun) -> None:
     kinds = "jobs,pods,configmaps,services,serviceaccounts,roles,rolebindings,networkpolicies"
     selector = f"rewardfl.io/job-name={run.name}"
     assert run.stack.cluster.kubectl("get", kinds, "-l", selector, "-o", "name").split()
