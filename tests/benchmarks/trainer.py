@@ -1,17 +1,15 @@
 """`make bench-trainer`: a training step of this trainer against the straightforward form, on a CPU, and counted at A14B's size.
 
-Both forms run in processes of their own, by turns, on the same rows with the same noise and LoRA; what counts is the ratio. It
-writes docs/benchmarks/trainer.md and trainer.json.
+Both forms run in processes of their own on the same rows with the same noise and LoRA. They make their steps by turns, so that
+whatever else the machine does slows both alike; what counts is the ratio. It writes docs/benchmarks/trainer.md and trainer.json.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import midsize
-from tests.benchmarks.trainer_report import table
+from tests.benchmarks.trainer_report import Measured, Step, table
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "docs" / "benchmarks"
 FORMS = ("reference", "rewardfl")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Threads that wait for a core which another process has make a step many times as long."""
+TRIMMED = {**ONE_THREAD, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Freed memory goes back to the kernel, so that the peaks are those of the parts. Half of the time then goes into page faults."""
+MEMORY_STEPS = 2
 GIGABYTE, PETA = 1e9, 1e15
 LIBRARIES = ("torch", "diffsynth", "deepspeed", "onnx2torch")
 
@@ -37,10 +40,9 @@ class Size:
     pixels: int
     num_frames: int
     steps: int
-    rounds: int
 
 
-SIZES = (Size("tiny", 64, 9, steps=5, rounds=3), Size("mid-size", 96, 9, steps=3, rounds=3))
+SIZES = (Size("tiny", 64, 9, steps=15), Size("mid-size", 96, 9, steps=9))
 
 
 def main() -> None:
@@ -68,42 +70,68 @@ def write_families(scratch: Path) -> dict[str, Path]:
     return {"tiny": scratch / "tiny", "mid-size": scratch / "mid-size"}
 
 
-def compare(size: Size, family: Path, scratch: Path) -> dict[str, dict[str, Any]]:
-    """Return what both forms took, by form: medians over all steps of all rounds."""
-    found: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
-    for round_number in range(size.rounds):
-        for form in FORMS:
-            started = time.monotonic()
-            found[form].append(child(size, family, form, scratch / f"{size.name}-{form}-{round_number}"))
-            print(f"{size.name} {form} round {round_number + 1}/{size.rounds}: {time.monotonic() - started:.0f} s", flush=True)
-    return {form: merged(results) for form, results in found.items()}
+class Child:
+    """A form in a process of its own."""
+
+    def __init__(self, size: Size, family: Path, form: str, folder: Path, environment: Mapping[str, str]) -> None:
+        arguments = {"family": str(family), "folder": str(folder), "form": form, "pixels": size.pixels}
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-m", "tests.benchmarks.trainer_child"]
+        command.append(json.dumps({**arguments, "num_frames": size.num_frames}))
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer()
+
+    def step(self) -> Step:
+        """Have it make a step."""
+        assert self.process.stdin
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        """Stop it."""
+        self.process.kill()
+        self.process.wait()
+
+    def _answer(self) -> Step:
+        """Return what it says next; lines of libraries are passed over."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise RuntimeError(f"a form ended with exit code {self.process.wait()}")
 
 
-def child(size: Size, family: Path, form: str, folder: Path) -> dict[str, Any]:
-    """Measure one form in a process of its own."""
-    arguments = {"family": str(family), "folder": str(folder), "form": form, "pixels": size.pixels}
-    arguments |= {"num_frames": size.num_frames, "steps": size.steps}
-    folder.mkdir(parents=True)
-    # Freed memory goes back to the kernel, so that the peaks are those of the parts.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "tests.benchmarks.trainer_child", json.dumps(arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=3600)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def compare(size: Size, family: Path, scratch: Path) -> dict[str, Measured]:
+    """Measure both forms: the seconds of steps that they make by turns, then the memory of one after the other."""
+    timed = by_turns(size, size.steps, {form: (family, scratch / f"{size.name}-{form}") for form in FORMS})
+    found = {}
+    for form in FORMS:
+        steps = by_turns(size, MEMORY_STEPS, {form: (family, scratch / f"{size.name}-{form}-memory")}, TRIMMED)
+        found[form] = Measured(timed[form], steps[form])
+    return found
 
 
-def merged(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians over all rounds: seconds of a step and of its parts, peak bytes by part, and the first loss."""
-    steps = [step for result in results for step in result["steps"]]
-    names = sorted({name for step in steps for name in step["parts"]})
-    return {
-        "seconds": statistics.median(step["seconds"] for step in steps),
-        "seconds_by_part": {name: statistics.median(step["parts"].get(name, 0.0) for step in steps) for name in names},
-        "peak_bytes": statistics.median(result["peak_bytes"] for result in results),
-        "peak_bytes_by_part": {
-            name: statistics.median(result["peak_bytes_by_part"].get(name, 0) for result in results) for name in names
-        },
-        "loss": results[0]["steps"][0]["loss"],
-    }
+def by_turns(
+    size: Size, num_steps: int, forms: Mapping[str, tuple[Path, Path]], environment: Mapping[str, str] = ONE_THREAD
+) -> dict[str, list[Step]]:
+    """Have forms, each with its family and folder, make steps by turns; return the steps by form."""
+    children: dict[str, Child] = {}
+    found: dict[str, list[Step]] = {form: [] for form in forms}
+    try:
+        for form, (family, folder) in forms.items():
+            children[form] = Child(size, family, form, folder, environment)
+        for number in range(num_steps):
+            for form, child in children.items():
+                found[form].append(child.step())
+            taken = ", ".join(f"{form} {steps[-1]['seconds']:.2f} s" for form, steps in found.items())
+            print(f"{size.name} {number + 1}/{num_steps}: {taken}", flush=True)
+    finally:
+        for child in children.values():
+            child.end()
+    return found
 
 
 def estimate_a14b() -> dict[str, Any]:
@@ -130,12 +158,12 @@ def estimate_a14b() -> dict[str, Any]:
     }
 
 
-def summary(measured: Mapping[str, Mapping[str, Any]], a14b: Mapping[str, Any]) -> dict[str, Any]:
+def summary(measured: Mapping[str, Mapping[str, Measured]], a14b: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of trainer.json. Of times and memory: reference over this trainer; of FLOPs: the other way round."""
     reference, ours = (measured["mid-size"][form] for form in FORMS)
     return {
-        "step_time_ratio": round(reference["seconds"] / ours["seconds"], 3),
-        "peak_memory_ratio": round(reference["peak_bytes"] / ours["peak_bytes"], 3),
+        "step_time_ratio": round(reference.ratio(ours), 3),
+        "peak_memory_ratio": round(reference.peak() / ours.peak(), 3),
         **{name: a14b[name] for name in A14B_NAMES if name in a14b},
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: version(name) for name in LIBRARIES},

@@ -1,4 +1,7 @@
-"""One form of the training step, measured in a process of its own. Prints one line of JSON."""
+"""One form of the training step, measured in a process of its own.
+
+Reads a line for each step that it is to make, and answers with a line of JSON. Its first line says that it is ready.
+"""
 
 import json
 import sys
@@ -14,40 +17,40 @@ from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer import environment
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.run import Run, assemble
-from tests.benchmarks.meter import Meter, memory, reset_peak
+from tests.benchmarks.meter import Meter, memory
 from tests.benchmarks.reference_form import ReferenceForm
 
 KEPT = ("cache_conditions", "cache_references", "cache_prefix")
 
 
-def main(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Make the steps; return seconds, peaks and losses."""
-    config = configuration(**{name: arguments[name] for name in ("family", "folder", "form", "pixels", "num_frames")})
+def main(arguments: dict[str, Any]) -> None:
+    """Make a step for each line of the standard input; print its seconds, peaks and loss."""
+    config = configuration(**arguments)
     environment.prepare(config)
     process = environment.join_process_group(config)
     base = memory("VmRSS")
-    run, loss = FORMS[arguments["form"]](config, process)
+    run, loss = FORMS[config.name](config, process)
     meter = run.stopwatch
     assert isinstance(meter, Meter)
-    step(run, loss)  # the first one fills caches of the libraries
-    meter.read()
-    meter.peaks.clear()
-    steps = [step(run, loss) for _ in range(arguments["steps"])]
-    peaks = {name: peak - base for name, peak in meter.peaks.items()}
-    return {"steps": steps, "peak_bytes": max(peaks.values()), "peak_bytes_by_part": peaks}
+    step(run, loss, meter, base)  # the first one fills caches of the libraries
+    print("{}", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(step(run, loss, meter, base)), flush=True)
 
 
 Loss = Callable[[], tuple[Tensor, float]]
 
 
-def step(run: Run, loss: Loss) -> dict[str, Any]:
-    """Make one optimizer step."""
-    reset_peak()
+def step(run: Run, loss: Loss, meter: Meter, base: int) -> dict[str, Any]:
+    """Make one optimizer step; return its seconds, those of its parts, their peak bytes beyond `base`, and the loss."""
+    meter.read()
+    meter.peaks.clear()
     started = time.perf_counter()
     value = run.engine.accumulate(loss)
     run.engine.step(value)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "parts": run.stopwatch.read(), "loss": value}
+    parts = {name.removeprefix("seconds_"): taken for name, taken in meter.read().items()}
+    return {"seconds": seconds, "parts": parts, "peaks": {name: peak - base for name, peak in meter.peaks.items()}, "loss": value}
 
 
 def reference(config: TrainerConfig, process: Process) -> tuple[Run, Loss]:
@@ -119,4 +122,4 @@ def configuration(family: str, folder: str, form: str, pixels: int, num_frames: 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    main(json.loads(sys.argv[1]))

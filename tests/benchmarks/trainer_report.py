@@ -1,21 +1,58 @@
 """The table of `make bench-trainer`, as Markdown."""
 
-from collections.abc import Mapping
-from typing import Any
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from rewardfl_trainer.timing import Part
 
 MEBIBYTE = 2**20
+PARTS: tuple[str, ...] = get_args(Part)
+
+Step = Mapping[str, Any]
+"""What a form says of a step (`trainer_child.step`): seconds, parts (seconds of each), peaks (bytes of each), loss."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a form took."""
+
+    steps: Sequence[Step]
+    """For their seconds, made by turns with those of the other form."""
+    memory_steps: Sequence[Step]
+    """For their peaks."""
+
+    def seconds(self, part: str | None = None) -> list[float]:
+        """Return the seconds of each step, or of a part of it."""
+        return [step["parts"][part] if part else step["seconds"] for step in self.steps]
+
+    def ratio(self, other: "Measured", part: str | None = None) -> float:
+        """Return the median of the ratios of neighbouring steps: the seconds of this form over those of the other."""
+        pairs = zip(self.seconds(part), other.seconds(part), strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    def peak(self, part: str | None = None) -> float:
+        """Return the peak bytes of a step, or of a part of it."""
+        return float(max(max(step["peaks"].values()) if part is None else step["peaks"][part] for step in self.memory_steps))
+
 
 INTRODUCTION = """# The training step, measured
 
-Made by `make bench-trainer` on {date} (CPU, fp32; {versions}). *Reference form*: everything is computed again in every step, the
-decoder runs on nine overlapping tiles, faces are found and cropped one frame at a time (`tests/benchmarks/reference_form.py`), as
-ROLL's Reward FL does. Both forms have the same objective, window (steps 4 to 7 of 8), rows, noise and LoRA. Times are medians;
-machines differ, so look at the ratios. Memory is the process's peak beyond that of the imports.
+Made by `make bench-trainer` on {date} (CPU, fp32; {versions}).
+
+*Reference form*: everything is computed again in every step, the decoder runs on nine overlapping tiles, faces are found and
+cropped one frame at a time (`tests/benchmarks/reference_form.py`), as ROLL's Reward FL does. Both forms have the same objective,
+window (steps 4 to 7 of 8), rows, noise and LoRA; without the tiles their losses and gradients are equal
+(`tests/distributed/test_reference_form.py`). They make their steps by turns, one thread each. Times are medians, ratios the
+medians of neighbouring steps. Memory is the process's peak beyond that of the imports. What is kept in the cache (`prepare`
+reads it) was put there before; that is not in these numbers. *tiny* is the committed family at 64x64x9; *mid-size* is the same
+family six times as wide, with 16 blocks in place of 4 (`tests/benchmarks/midsize.py`), at 96x96x9.
 
 """
 
 
-def table(measured: Mapping[str, Mapping[str, Any]], a14b: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+def table(measured: Mapping[str, Mapping[str, Measured]], a14b: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     """Return the whole page."""
     versions = ", ".join(f"{name} {text}" for name, text in numbers["versions"].items())
     text = INTRODUCTION.format(date=numbers["date"], versions=versions)
@@ -24,35 +61,29 @@ def table(measured: Mapping[str, Mapping[str, Any]], a14b: Mapping[str, Any], nu
     return text + (a14b_section(a14b["forms"]) if a14b else "")
 
 
-def section(size: str, reference: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def section(size: str, reference: Measured, ours: Measured) -> str:
     """Return the table of one configuration."""
+    first, our_first = (form.steps[0]["loss"] for form in (reference, ours))
     lines = [
         f"## {size}",
         "",
         "| part | reference s | rewardfl s | ratio | reference MiB | rewardfl MiB |",
         "|---|---|---|---|---|---|",
+        *(row(name, reference, ours, name) for name in PARTS),
+        row("**step**", reference, ours),
+        "",
+        f"{len(ours.steps)} steps each. Loss of the first: {first:.5f} and {our_first:.5f} (tiles decode differently).",
+        "",
+        "",
     ]
-    parts = [name for name in reference["seconds_by_part"] if name in ours["seconds_by_part"]]
-    for name in parts:
-        key = name.removeprefix("seconds_")
-        lines.append(
-            row(
-                key,
-                reference["seconds_by_part"][name],
-                ours["seconds_by_part"][name],
-                reference["peak_bytes_by_part"].get(key, 0),
-                ours["peak_bytes_by_part"].get(key, 0),
-            )
-        )
-    lines.append(row("**step**", reference["seconds"], ours["seconds"], reference["peak_bytes"], ours["peak_bytes"]))
-    lines += ["", f"Loss of the first step: {reference['loss']:.5f} and {ours['loss']:.5f}.", "", ""]
     return "\n".join(lines)
 
 
-def row(name: str, before: float, after: float, bytes_before: float, bytes_after: float) -> str:
-    """Return one line."""
-    ratio = f"{before / after:.2f}" if after > 0 else ""
-    return f"| {name} | {before:.3f} | {after:.3f} | {ratio} | {bytes_before / MEBIBYTE:.0f} | {bytes_after / MEBIBYTE:.0f} |"
+def row(name: str, reference: Measured, ours: Measured, part: str | None = None) -> str:
+    """Return one line: medians of both forms' seconds, the ratio, and the peaks."""
+    times = f"{statistics.median(reference.seconds(part)):.3f} | {statistics.median(ours.seconds(part)):.3f}"
+    memory = f"{reference.peak(part) / MEBIBYTE:.0f} | {ours.peak(part) / MEBIBYTE:.0f}"
+    return f"| {name} | {times} | {reference.ratio(ours, part):.2f} | {memory} |"
 
 
 def a14b_section(forms: Mapping[str, Mapping[str, Any]]) -> str:
