@@ -135,6 +135,15 @@ def test_the_seed_decides_the_lora_the_noise_and_the_order_of_the_rows(make_conf
     assert order != other_order
 
 
+def test_every_row_and_every_visit_gets_noise_of_its_own_in_turn(make_config: MakeConfig, process: Process) -> None:
+    config = make_config(rows=2, name="noises", noise_seeds_per_sample=2, max_steps=6, cache_prefix=False)
+    run = assemble(config, process)
+    noises = [run.preparer.start(position, draw).latents_BCthw for position in (0, 1) for draw in (0, 1)]
+    assert all(not torch.equal(first, second) for number, first in enumerate(noises) for second in noises[:number])
+    losses = [run.feedback.loss(run.preparer(0), visit=visit)[1].loss for visit in range(3)]
+    assert losses[0] == losses[2] != losses[1]
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_end_image_conditions_a_run_on_the_last_frame_as_well(make_config: MakeConfig, process: Process, cached: bool) -> None:
     masks, videos = {}, {}

@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
 TIMEOUT_SECONDS = 600
 
+UNCACHED = {"cache_conditions": False, "cache_prefix": False}
+
 
 def poison(run: Run) -> None:
     """Let the decoder compute what is not a number from now on."""
@@ -114,7 +116,11 @@ def test_an_output_that_cannot_be_written_ends_with_74_so_that_it_is_tried_again
         ({"extra_inputs": ""}, ExitCode.BAD_CONFIGURATION, r"extra_inputs='': the DiT needs input_image"),
         ({"mid_timestep": 0, "final_timestep": 1}, ExitCode.BAD_CONFIGURATION, r"trainable_models=dit2: no gradient reaches it"),
         ({"eval_rows": 2}, ExitCode.BAD_CONFIGURATION, r"eval_rows=2: the dataset has 2 usable rows"),
-        ({"tokenizer_path": "."}, ExitCode.MISSING_INPUT, r"tokenizer_path=\.: holds no tokenizer"),
+        (
+            {"tokenizer_path": ".", "cache_conditions": False, "cache_prefix": False},
+            ExitCode.MISSING_INPUT,
+            r"tokenizer_path=\.: holds no tokenizer",
+        ),
         ({"reward_model_path": "/nowhere"}, ExitCode.MISSING_INPUT, r"/nowhere/\S*\.onnx: no such file"),
     ],
 )

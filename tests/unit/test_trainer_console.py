@@ -1,5 +1,6 @@
 """A terminal gets a bar, a log gets lines, other ranks get nothing."""
 
+import contextlib
 import fcntl
 import io
 import logging
@@ -21,6 +22,16 @@ def open_terminal() -> tuple[int, int]:
     return reader, writer
 
 
+def read_all(reader: int) -> str:
+    """Return what a closed terminal was shown; it comes in pieces."""
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while piece := os.read(reader, 65536):
+            shown += piece
+    os.close(reader)
+    return shown.decode()
+
+
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(logging.getLogger("rewardfl_trainer"), "propagate", True)
@@ -39,12 +50,10 @@ def test_a_log_gets_one_line_a_logged_step(lines: pytest.LogCaptureFixture) -> N
 
 def test_a_terminal_gets_a_bar_that_begins_where_the_run_goes_on(lines: pytest.LogCaptureFixture) -> None:
     reader, writer = open_terminal()
-    with os.fdopen(writer, "w") as terminal:
-        with Console(4, 2, is_main=True, stream=terminal) as console:
-            console.step(3, VALUES, logged=True)
-            console.step(4, VALUES, logged=True)
-        shown = os.read(reader, 65536).decode()
-    os.close(reader)
+    with os.fdopen(writer, "w") as terminal, Console(4, 2, is_main=True, stream=terminal) as console:
+        console.step(3, VALUES, logged=True)
+        console.step(4, VALUES, logged=True)
+    shown = read_all(reader)
     assert "2/4" in shown
     assert "4/4" in shown
     assert "reward=1.235" in shown

@@ -11,8 +11,8 @@ from rewardfl_trainer.conditioning import Condition
 from rewardfl_trainer.memory import Checkpointing
 from rewardfl_trainer.models import Models
 from rewardfl_trainer.noise import kl_steps
-from rewardfl_trainer.rollout import Rollout
-from rewardfl_trainer.sampling import Plan
+from rewardfl_trainer.rollout import Rollout, velocity_of
+from rewardfl_trainer.sampling import Plan, denoise
 from rewardfl_trainer.trainable import make_trainable
 from rewardfl_trainer.wan_vae import latent_shape
 from tests.unit.datasets import parameters
@@ -20,6 +20,7 @@ from tests.unit.small_networks import TEXT_ARGUMENTS, random, small_dit, small_t
 
 SHAPE = latent_shape(5, 32, 32)
 LORA = {"trainable_models": "dit2", "lora_base_model": "dit2", "min_timestep_boundary": 0.9, "lora_rank": 2, "dtype": "fp32"}
+ONE_DIT = {"min_timestep_boundary": 1.0, "trainable_models": "dit", "lora_base_model": "dit"}
 KEPT = {"use_gradient_checkpointing": False}
 
 
@@ -78,8 +79,7 @@ def test_each_step_is_made_by_its_expert_with_gradient_in_the_window_alone(
 
 
 def test_both_boundaries_one_let_one_dit_make_every_step() -> None:
-    given = {"min_timestep_boundary": 1.0, "trainable_models": "dit", "lora_base_model": "dit", "kl_weight": 0}
-    watched = Watched(**given, **KEPT)
+    watched = Watched(kl_weight=0, **ONE_DIT, **KEPT)
     watched.video()
     assert watched.passes == [("dit", False)] * 4 + [("dit", True)] * 4
 
@@ -91,6 +91,20 @@ def test_the_untrained_model_runs_once_for_each_step_of_the_kl(changes: dict[str
     in_window = watched.passes[4:]
     assert in_window.count(("dit2", True)) == 4
     assert in_window.count(("dit2", False)) == references
+
+
+@pytest.mark.parametrize("compat", ["none", "roll"])
+def test_roll_decodes_in_diffsynths_tiles_and_none_exactly(compat: str) -> None:
+    one_step = {"num_inference_steps": 1, "mid_timestep": 0, "final_timestep": 0, "kl_weight": 0}
+    watched = Watched(compat=compat, **{**ONE_DIT, **one_step, "dtype": "bf16"})
+    condition = Condition(random(1, 8, TEXT_ARGUMENTS["dim"]), random(1, 20, 1, 36, 34), (1, 16, 1, 36, 34))
+    noise = random(1, 16, 1, 36, 34, seed=3)
+    clean, _ = denoise(noise, watched.plan.schedule, velocity_of(watched.models, watched.plan, condition))
+    tiled = watched.models.vae.tiled_decode(clean.detach(), "cpu", (34, 34), (18, 16)).clamp(-1, 1)
+    exact = watched.models.vae.decode(clean.detach(), device="cpu")
+    video, _ = watched.rollout.trained_video(condition, noise, [])
+    assert float((tiled - exact).abs().max()) > 1e-3
+    torch.testing.assert_close(video.detach(), tiled if compat == "roll" else exact, rtol=1e-4, atol=1e-5)
 
 
 def kept_bytes(**changes: Any) -> int:

@@ -56,6 +56,12 @@ def test_both_boundaries_one_mean_one_dit_for_every_step() -> None:
     assert set(plan.experts) == {"dit"}
 
 
+@pytest.mark.parametrize("boundary", [0.5, 0.95])
+def test_roll_has_its_boundary_whatever_the_parameters_say(boundary: float) -> None:
+    roll = a14b(compat="roll", dtype="bf16", min_timestep_boundary=boundary)
+    assert roll.experts == a14b(min_timestep_boundary=0.9).experts != a14b(min_timestep_boundary=boundary).experts
+
+
 @pytest.mark.parametrize(
     ("changes", "experts", "window"),
     [
