@@ -144,6 +144,21 @@ def test_every_row_and_every_visit_gets_noise_of_its_own_in_turn(make_config: Ma
     assert losses[0] == losses[2] != losses[1]
 
 
+def test_a_sampled_kl_is_that_of_one_step_and_their_mean_is_the_kl_of_all(make_config: MakeConfig, process: Process) -> None:
+    def kls(kl_steps: str, visits: int) -> list[float]:
+        run = assemble(make_config(rows=1, name=kl_steps, kl_steps=kl_steps, max_steps=visits), process)
+        for name, parameter in run.trainable.parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            return [run.feedback.loss(run.preparer(0), visit)[1].kl for visit in range(visits)]
+
+    (whole,), sampled = kls("all", 1), set(kls("sampled", 16))
+    assert len(sampled) == 4, "one of the window's four steps a visit"
+    assert whole == pytest.approx(sum(sampled) / 4, rel=1e-5)
+    assert min(sampled) > 0
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_end_image_conditions_a_run_on_the_last_frame_as_well(make_config: MakeConfig, process: Process, cached: bool) -> None:
     masks, videos = {}, {}

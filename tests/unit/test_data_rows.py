@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from rewardfl_trainer.rewards.face import FaceReward
 from rewardfl_trainer.video import write_video
 from tests.unit.datasets import NUM_FRAMES, make_video, parameters, write_csv
 from tests.unit.face_networks import frame_with_marks, write_detector, write_recogniser
+from tests.unit.test_data_videos import write
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,23 @@ def test_every_bad_row_is_listed_in_one_error(tmp_path: Path, faces: FaceReward)
         assert said in error.message
     assert "row 1 (" not in error.message
     assert "row 2 (" not in error.message
+
+
+def test_sound_sizes_spaces_and_unicode_are_no_fault_and_odd_rotation_is_listed_with_the_rest(tmp_path: Path) -> None:
+    picture = np.full((64, 48, 3), 90, np.uint8)
+    write(tmp_path / "mit Ton 脸.mp4", [picture] * NUM_FRAMES, audio=True)
+    write(tmp_path / "turned.mp4", [picture] * NUM_FRAMES, rotation=90)
+    write(tmp_path / "askew.mp4", [picture] * NUM_FRAMES, rotation=30)
+    make_video(tmp_path / "one frame.mp4", num_frames=1)
+    names = ["mit Ton 脸.mp4", "turned.mp4", "askew.mp4", "one frame.mp4", "weg.mp4"]
+    rows = load_rows(write_csv(tmp_path, "video,prompt\n" + "".join(f"{name},ein Gesicht\n" for name in names)))
+
+    assert preflight(rows[:2], parameters()).sizes == [(64, 48), (48, 64)]
+    with pytest.raises(RewardFLError, match=r"3 of the 5 rows") as caught:
+        preflight(rows, parameters())
+
+    assert [name for name in names if name in caught.value.message] == names[2:]
+    assert "only quarter turns are supported" in caught.value.message
 
 
 def test_a_first_frame_without_a_face_names_row_video_and_remedy(tmp_path: Path, faces: FaceReward) -> None:
