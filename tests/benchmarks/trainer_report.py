@@ -92,7 +92,7 @@ def a14b_section(forms: Mapping[str, Mapping[str, Any]]) -> str:
         "## Wan2.2-I2V-A14B, 480x480x81: counted without weights",
         "",
         "bf16, LoRA of rank 32, batch 1, one GPU. PFLOP of a sample in DiTs and VAE; peak of tensors on the",
-        "GPU, without CUDA's own (`rewardfl estimate` counts the trainer's own code on fake tensors).",
+        "GPU, without CUDA's own (`rewardfl estimate` counts the trainer's own code on shapes without data).",
         "",
         "| form | PFLOP | peak GB | when |",
         "|---|---|---|---|",

@@ -4,11 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewardfl_trainer.estimate.networks import a14b, empty_models
+from rewardfl_trainer.estimate.shapes import give_shapes, shapes
+from rewardfl_trainer.estimate.step import FollowedOffload
+from rewardfl_trainer.estimate.tracker import Tracker
 from rewardfl_trainer.memory import Checkpointing
 from rewardfl_trainer.rewards import face
 from rewardfl_trainer.rewards.alignment import CROP_SIZE, similarity_to_template
 from rewardfl_trainer.rewards.face import FaceReward
 from rewardfl_trainer.wan_vae import LEAST_SEGMENT, decode, latent_frames, latent_shape, segment_lengths
+from tests.unit.datasets import parameters
 from tests.unit.face_networks import frame_with_marks, write_detector, write_recogniser
 from tests.unit.live_memory import LiveBytes
 from tests.unit.small_networks import random, small_vae
@@ -91,6 +96,38 @@ def test_the_decoders_memory_grows_with_the_root_of_the_length_at_most() -> None
     assert (long - short) / (latent_frames(81) - latent_frames(17)) < 0.03 * frame
     assert long < 1.5 * short
     assert long < whole_long / 7
+
+
+def true_decode(num_frames: int, *, offload: bool) -> tuple[float, float]:
+    """Gigabytes that Wan's own decoder at 480x480 in bf16 needs with its backward pass beside two videos; and in CPU memory."""
+    vae = empty_models(a14b(), parameters(), {"vae"}).vae
+    give_shapes(vae)
+    tracker = Tracker("decode")
+    how = Checkpointing(offload=offload, mover=FollowedOffload(tracker))
+    with shapes(), tracker:
+        leaf = torch.zeros(latent_shape(num_frames, 480, 480), dtype=torch.bfloat16, requires_grad=True)
+        video = decode(vae, leaf, how)
+        video.mean().backward()
+    return (tracker.peak.total - 2 * video.nbytes) / 1e9, tracker.host_peak / 1e9
+
+
+@pytest.mark.slow
+def test_the_true_decoder_with_offload_needs_the_same_memory_for_any_length() -> None:
+    found = {num_frames: true_decode(num_frames, offload=True) for num_frames in (41, 81, 161)}
+    device, host = ({num_frames: pair[place] for num_frames, pair in found.items()} for place in (0, 1))
+    assert device[81] == pytest.approx(13.45, rel=0.02)
+    assert device[41] == pytest.approx(device[81], rel=0.002)
+    assert device[161] == pytest.approx(device[81], rel=0.002)
+    a_latent_frame = (host[161] - host[81]) / (latent_frames(161) - latent_frames(81))
+    assert a_latent_frame == pytest.approx(1.09, rel=0.02)
+    assert host[81] - host[41] == pytest.approx(a_latent_frame * (latent_frames(81) - latent_frames(41)), rel=0.002)
+
+
+@pytest.mark.slow
+def test_the_true_decoder_without_offload_keeps_as_many_frames_as_its_longest_segment() -> None:
+    found = {num_frames: true_decode(num_frames, offload=False) for num_frames in (41, 81, 161)}
+    assert {host for _, host in found.values()} == {0}
+    assert found[41][0] < found[81][0] < found[161][0] < 1.3 * found[41][0]
 
 
 @pytest.mark.parametrize("num_latent_frames", [1, 2, 3, 4, 5, 9, 21, 41, 257])

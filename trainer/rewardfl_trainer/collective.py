@@ -1,4 +1,4 @@
-"""Work that one rank does for all: its result, or its error, reaches every rank, so that all go on or fail alike."""
+"""What ranks tell each other: work that one does for all (its result, or its error, reaches every rank), and a smallest value."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -30,3 +30,10 @@ def on_main(process: Process, function: Callable[[], ResultT]) -> ResultT:
         message = TerminationMessage.model_validate(failure)
         raise RewardFLError(message.reason, message.message, message.hint, ExitCode(message.exit_code))
     return result  # type: ignore[no-any-return]
+
+
+def smallest(process: Process, value: int) -> int:
+    """Return the smallest of all ranks' values. A collective call."""
+    values = [value] * process.world_size
+    distributed.all_gather_object(values, value)
+    return min(values)

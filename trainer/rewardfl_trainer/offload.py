@@ -59,7 +59,7 @@ class Offload:
 
     def pack(self, tensor: Tensor) -> Kept:
         """Begin to copy a tensor to the CPU."""
-        source, library = tensor.detach().contiguous(), torch.get_device_module(tensor.device)
+        source, library = tensor.detach().contiguous(), _library(tensor.device)
         stream = self._stream(tensor.device)
         stream.wait_stream(library.current_stream(tensor.device))
         with library.stream(stream):
@@ -77,7 +77,7 @@ class Offload:
     def unpack(self, kept: Kept) -> Tensor:
         """Return a tensor on its device, and begin to bring back those that will be wanted next."""
         tensor = kept.fetched if kept.fetched is not None else self._fetch(kept)
-        torch.get_device_module(kept.device).current_stream(kept.device).wait_event(kept.arrived)
+        _library(kept.device).current_stream(kept.device).wait_event(kept.arrived)
         kept.fetched, kept.is_used = None, True
         self._fetch_ahead(kept)
         return tensor
@@ -96,7 +96,7 @@ class Offload:
 
     def _fetch(self, kept: Kept) -> Tensor:
         """Begin to copy a tensor back."""
-        library, stream = torch.get_device_module(kept.device), self._stream(kept.device)
+        library, stream = _library(kept.device), self._stream(kept.device)
         tensor = torch.empty(kept.host.shape, dtype=kept.host.dtype, device=kept.device)
         stream.wait_stream(library.current_stream(kept.device))
         with library.stream(stream):
@@ -109,9 +109,14 @@ class Offload:
     def _stream(self, device: torch.device) -> Any:
         """Return the stream of the copies."""
         if device not in self._streams:
-            library = torch.get_device_module(device)
-            self._streams[device] = library.Stream() if device.type == "cpu" else library.Stream(device)
+            library = _library(device)
+            self._streams[device] = library.Stream() if library is torch.cpu else library.Stream(device)
         return self._streams[device]
+
+
+def _library(device: torch.device) -> Any:
+    """Return the module of a device's streams. Shapes without data (`rewardfl estimate`) have none: the CPU's do nothing."""
+    return torch.get_device_module("cpu" if device.type == "meta" else device)
 
 
 def _hold_until_done(tensor: Tensor, stream: Any) -> None:

@@ -185,7 +185,7 @@ def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _
         check_targets(dit, parameters)
     reward = Rewards.load(parameters, process.device)
     rows = on_main(process, lambda: split_rows(config, reward.face_finder))
-    on_main(process, lambda: _check_memory(config, process))
+    _check_memory(config, process)
     identity = Identity.of(written, rows.trained_rows, Path(config.dataset))
     resumed = on_main(process, lambda: find(storage, folder, identity))
     order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
@@ -242,7 +242,7 @@ def wanted_evaluation(rows: Split, parameters: TrainingParameters) -> set[Wanted
 
 
 def _check_memory(config: TrainerConfig, process: Process) -> None:
-    """Compare what the run needs with the GPU. On a CPU nothing is estimated."""
+    """Compare what the run needs with the GPUs. On CPUs nothing is estimated. A collective call."""
     if process.device.type == "cuda":
         from .estimate.preflight import check_memory  # noqa: PLC0415 - takes seconds, and is not needed on a CPU
 

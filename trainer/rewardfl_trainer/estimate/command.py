@@ -1,6 +1,8 @@
 """What `rewardfl estimate` does: reads a RewardFLJob or a trainer's configuration and prints what it needs."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ def run(path: Path, output: str, gpus: int | None, tflops: float = DEFAULT_TFLOP
     """
     config, world_size = read(path)
     world_size = gpus or world_size
-    estimator = Estimator.of(config.training)
-    estimate = estimator.estimate(config, world_size, tflops)
-    found = fits(estimator, config, world_size)
+    with redirect_stdout(sys.stderr):  # libraries write there when they are imported, and programs read the report
+        estimator = Estimator.of(config.training)
+        estimate = estimator.estimate(config, world_size, tflops)
+        found = fits(estimator, config, world_size)
     return json.dumps(as_json(estimate, found), indent=2) if output == "json" else as_text(estimate, found)
 
 

@@ -1,6 +1,6 @@
 """Counts a whole configuration from a few short runs: the blocks of a transformer are alike, so two depths tell all others.
 
-The two depths are run with a decoder that does next to nothing; everything else is counted with a transformer of one block.
+The two depths are run with a decoder and a reward that do next to nothing (`trivial.py`), all else with one block.
 `tests/unit/test_estimate_count.py` holds the result equal to one run of everything.
 """
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from rewardfl_api.training import TrainingParameters
 
@@ -19,12 +17,12 @@ from ..models import DTYPES, Models, drop_encoder
 from ..precompute.phases import Phases
 from ..rollout import Rollout, leading_steps
 from ..sampling import Plan
-from ..wan_vae import SPATIAL_FACTOR
 from .networks import Architecture, empty_models, empty_rewards
-from .step import DECODE, ENCODE, REWARD, TEXT, Step, Video, fake_mode
+from .shapes import META, shapes
+from .step import DECODE, ENCODE, REWARD, TEXT, Step, Video
 from .tracker import Tracker, Work
+from .trivial import TrivialVae, trivial_rewards
 
-CPU = torch.device("cpu")
 LEAST_CHECKPOINTS = 2
 """Checkpoints of blocks in the shallow network: the first and the last one differ. The deeper one has one period more."""
 
@@ -67,41 +65,10 @@ class Counts:
         result.peaks |= {work: labels for work, labels in self.peaks.items() if work[0] not in DECODING}
         for work, labels in decoding.peaks.items():
             if work[0] in DECODING:
-                around = self.peaks.get(work) or self.peaks[REWARD, "backward"]
+                around = self.peaks.get(work) or self.peaks[DECODE, "backward"]
                 kept = {name: size for name, size in around.items() if name not in DECODING}
                 result.peaks[work] = kept | {name: labels[name] for name in DECODING if name in labels}
         return result
-
-
-class _Decoder(nn.Module):
-    """Makes one frame of a latent frame."""
-
-    def forward(self, x_BC1hw: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> tuple[Tensor, list[Any], list[int]]:
-        """Enlarge three channels."""
-        frame_B3hw = x_BC1hw[:, :3].squeeze(2)
-        return functional.interpolate(frame_B3hw, scale_factor=SPATIAL_FACTOR).unsqueeze(2), feat_cache, feat_idx
-
-
-class _Model(nn.Module):
-    """Has the parts of the VAE that decoding uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv2, self.encoder, self.decoder = nn.Identity(), nn.Identity(), _Decoder()
-        self._feat_map: list[Any] = []
-
-    def clear_cache(self) -> None:
-        """Do nothing: no frame depends on another."""
-
-
-class TrivialVae(nn.Module):
-    """Takes the place of the VAE where only the transformer is of interest."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.scale = vae.scale
-        self.model = _Model()
-        self.unused = vae.model  # its weights are in memory all the same
 
 
 def count_step(
@@ -116,7 +83,7 @@ def count_step(
         shallow += period
     if depth <= shallow:
         return run_step(architecture, parameters, video, depth, rollout=rollout)
-    low, high = (run_step(architecture, parameters, video, shallow + more, trivial_vae=True) for more in (0, period))
+    low, high = (run_step(architecture, parameters, video, shallow + more, trivial=True) for more in (0, period))
     transformer = low.extrapolated(high, (depth - shallow) // period)
     return transformer.with_decoding(run_step(architecture, parameters, video, 1, rollout=rollout))
 
@@ -127,7 +94,7 @@ def run_step(
     video: Video,
     num_blocks: int,
     *,
-    trivial_vae: bool = False,
+    trivial: bool = False,
     rollout: type[Rollout] = Rollout,
 ) -> Counts:
     """Run a step with DiTs of so many blocks.
@@ -137,20 +104,20 @@ def run_step(
         parameters: everything else.
         video: its size.
         num_blocks: blocks of a DiT.
-        trivial_vae: whether a decoder that does next to nothing takes the place of the VAE's.
+        trivial: whether a decoder and a reward that do next to nothing take the place of the true ones.
         rollout: what generates the video.
     """
     plan = Plan.of(parameters)
     phases = Phases.of(parameters, plan)
-    mode = fake_mode()
     models = empty_models(architecture, parameters, phases.training_networks, num_blocks)
     if not phases.encodes_in_training:
         drop_encoder(models.vae)
-    if trivial_vae:
-        models.vae = cast(Any, TrivialVae(models.vae))
-    encodes = phases.encodes_in_training and not trivial_vae
-    step = Step.fake(models, empty_rewards(parameters), parameters, mode, rollout)
-    with mode, step.tracker:
+    rewards = empty_rewards(parameters)
+    if trivial:
+        models.vae, rewards = cast(Any, TrivialVae(models.vae)), trivial_rewards(rewards)
+    encodes = phases.encodes_in_training and not trivial
+    step = Step.on_shapes(models, rewards, parameters, rollout)
+    with shapes(), step.tracker:
         condition, latents_BCthw = step.inputs(video)
         reference = step.rewards.reference(torch.zeros(1, 3, REFERENCE_FRAMES, video.height, video.width))
         step.hold_weights()
@@ -163,7 +130,7 @@ def run_step(
 
 def _condition(models: Models, parameters: TrainingParameters, video: Video) -> Condition:
     """Make a condition from a video."""
-    conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], CPU)
+    conditioner = Conditioner(models, parameters.extra_input_names, DTYPES[parameters.dtype], META)
     return conditioner("", torch.zeros(3, video.num_frames, video.height, video.width))
 
 
@@ -185,10 +152,9 @@ def count_first_phase(architecture: Architecture, parameters: TrainingParameters
 
 def _run_conditions(architecture: Architecture, parameters: TrainingParameters, video: Video) -> Counts:
     """Embed a prompt, encode the first frame, and find the ground truth's faces."""
-    mode = fake_mode()
     models = empty_models(architecture, parameters, {"text_encoder", "vae"})
-    step = Step.fake(models, empty_rewards(parameters), parameters, mode, rollout=None)
-    with mode, step.tracker, torch.no_grad():
+    step = Step.on_shapes(models, empty_rewards(parameters), parameters, rollout=None)
+    with shapes(), step.tracker, torch.no_grad():
         step.hold_weights()
         step.rewards.reference(torch.zeros(1, 3, video.num_frames, video.height, video.width))
         _condition(models, parameters, video)
@@ -199,10 +165,9 @@ def _run_leading_steps(
     architecture: Architecture, parameters: TrainingParameters, phases: Phases, video: Video, num_blocks: int
 ) -> Counts:
     """Denoise the steps before training with DiTs of so many blocks."""
-    mode = fake_mode()
     models = empty_models(architecture, parameters, {*phases.prefix_networks, "vae"}, num_blocks)
-    step = Step.fake(models, empty_rewards(parameters), parameters, mode, rollout=None)
-    with mode, step.tracker, torch.no_grad():
+    step = Step.on_shapes(models, empty_rewards(parameters), parameters, rollout=None)
+    with shapes(), step.tracker, torch.no_grad():
         step.hold_weights()
         condition, noise_BCthw = step.inputs(video)
         leading_steps(models, Plan.of(parameters), condition, noise_BCthw, phases.prefix_steps)

@@ -22,8 +22,8 @@ class Trained:
 
     numel: int
     """Trained parameters."""
-    element_bytes: int
-    """Bytes of each, and of its gradient: 4 for a LoRA, the compute type's in full training."""
+    element_bytes: float
+    """Bytes of each on average, and of its gradient: 4 for a LoRA, little more than the compute type's in full training."""
     network_bytes: int
     """All weights of the networks that hold them, frozen ones included."""
     network_numel: int

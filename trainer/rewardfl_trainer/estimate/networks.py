@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rewardfl_api.errors import RewardFLError
 from rewardfl_api.training import TrainingParameters
@@ -147,17 +146,3 @@ def _empty_faces(parameters: TrainingParameters) -> FaceReward:
 
 def _holds_sizes(network: nn.Module) -> bool:
     return any(not buffer.is_floating_point() for buffer in network.buffers())
-
-
-def give_shapes(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """Replace every weight and buffer by a fake one on the CPU: a shape that operations can be run on."""
-    with mode:
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    part._parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return module

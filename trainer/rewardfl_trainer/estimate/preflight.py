@@ -11,6 +11,7 @@ import torch
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import TrainerConfig
 
+from ..collective import on_main, smallest
 from ..environment import Process
 from .fit import fit_to, needed_bytes
 from .result import Estimator
@@ -21,13 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 def check_memory(config: TrainerConfig, process: Process) -> None:
-    """Estimate the run and compare it with this process's GPU, a CUDA device.
+    """Estimate the run, once for all ranks, and compare it with the smallest of their GPUs, CUDA devices. A collective call.
 
     Raises:
         RewardFLError: more is needed than the GPU has (BadConfiguration, exit code 78); the hint names what would fit.
     """
-    total = torch.cuda.get_device_properties(process.device).total_memory
-    compare(Estimator.of(config.training), config, process.world_size, total)
+    available = smallest(process, torch.cuda.get_device_properties(process.device).total_memory)
+    on_main(process, lambda: _check(config, process.world_size, available))
+
+
+def _check(config: TrainerConfig, world_size: int, available: float) -> None:
+    """Compare the run with `available` bytes. What cannot be estimated, such as a reward that wants data, is not refused."""
+    try:
+        compare(Estimator.of(config.training), config, world_size, available)
+    except RewardFLError:
+        raise
+    except Exception as error:  # rewards may be anybody's code: they need not run on shapes
+        logger.warning("the memory that is needed could not be estimated: %s: %s", type(error).__name__, error)
 
 
 def compare(estimator: Estimator, config: TrainerConfig, world_size: int, available: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from .fit import Fit, needed_bytes
@@ -11,7 +12,7 @@ PETA, GIGA = 1e15, 1e9
 
 
 def as_json(estimate: Estimate, fits: Sequence[Fit]) -> dict[str, Any]:
-    """Return plain values: FLOPs, bytes and seconds, without prefixes."""
+    """Return plain values: FLOPs, bytes and seconds, without prefixes, by the keys that docs/operations.md lists."""
     return {
         **asdict(estimate),
         "flops_per_step": estimate.flops_per_step,
@@ -53,20 +54,32 @@ def as_text(estimate: Estimate, fits: Sequence[Fit]) -> str:
     parts += [
         f"  with CUDA's own: {needed_bytes(estimate) / GIGA:.1f} GB",
         f"  CPU memory for what is kept there: {estimate.host_bytes / GIGA:.1f} GB a process",
-        f"\nModel files to stage: {estimate.staged_bytes / GIGA:.1f} GB (the dataset comes on top)",
+        f"\nModel files to stage: {_staged(estimate)} (the dataset comes on top)",
         "\nThe fastest settings that fit",
         *(_fit(fit) for fit in fits),
     ]
     return "\n".join(parts)
 
 
+def _staged(estimate: Estimate) -> str:
+    known = f"{estimate.staged_bytes / GIGA:.1f} GB"
+    if estimate.staged_bytes_fp32 <= estimate.staged_bytes:
+        return known
+    return f"{known} with the DiTs in bf16, {estimate.staged_bytes_fp32 / GIGA:.1f} GB in fp32 as Wan-AI publishes them"
+
+
 def _table(values: Mapping[str, float], unit: float, title: str) -> str:
-    rows = [f"  {name:<12}{value / unit:10.3f}" for name, value in values.items()]
+    rows = [f"  {name:<12}{value / unit:10.3f}" for name, value in _ordered(values)]
     return "\n".join([f"  {'part':<12}{title:>16}", *rows])
 
 
+def _ordered(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return parts from the largest to the smallest, without those that show as nothing."""
+    return sorted(((name, value) for name, value in values.items() if value), key=itemgetter(1), reverse=True)
+
+
 def _moment(moment: Moment) -> str:
-    rows = [f"  {name:<12}{size / GIGA:10.2f}" for name, size in moment.bytes_by_part.items()]
+    rows = [f"  {name:<12}{size / GIGA:10.2f}" for name, size in _ordered(moment.bytes_by_part)]
     return "\n".join([*rows, f"  {'GB in all':<12}{moment.total / GIGA:10.2f}  ({moment.name})"])
 
 

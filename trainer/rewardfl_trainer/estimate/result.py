@@ -52,8 +52,8 @@ MOMENTS = {
 }
 """What goes on at the worst moment."""
 
-FILE_BYTES = {"vae": 4}
-"""Bytes of a weight in the official files, where it is not bf16's 2."""
+FILE_BYTES = {"vae": 4, "text_encoder": 2}
+"""Bytes of a weight in the official files of what is not a DiT (Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth)."""
 
 FACE_FILE_BYTES = 4
 
@@ -96,8 +96,10 @@ class Estimate:
     host_bytes: float
     """CPU memory of a process for activations, optimizer and weights that are kept there."""
     staged_bytes: float
-    """Model files; the dataset's size is not known here."""
+    """Model files, the DiTs in bf16 where their files are not at hand; the dataset's size is not known here."""
     tflops: float = DEFAULT_TFLOPS
+    staged_bytes_fp32: float = 0.0
+    """The same with the DiTs in fp32, as Wan-AI publishes A14B's (six files of 10 GB each)."""
 
     @property
     def flops_per_step(self) -> float:
@@ -165,6 +167,7 @@ class Estimator:
             host_bytes=counts.host_bytes + engine.host,
             staged_bytes=self._staged_bytes(parameters),
             tflops=tflops,
+            staged_bytes_fp32=self._staged_bytes(parameters, dit_bytes=4),
         )
 
     def _counted(self, parameters: TrainingParameters, video: Video) -> tuple[Counts, list[Counts]]:
@@ -177,7 +180,8 @@ class Estimator:
 
     def _trained(self, parameters: TrainingParameters) -> Trained:
         """Return the sizes of what is trained."""
-        key = "trained", parameters.trainable_models, parameters.lora_rank, parameters.lora_target_modules
+        lora = parameters.lora_base_model, parameters.lora_rank, parameters.lora_target_modules
+        key = "trained", parameters.trainable_models, parameters.dtype, lora
         if str(key) not in self._counts:
             names = {*parameters.trainable_model_names, "vae", *Plan.of(parameters).window_experts}
             models = empty_models(self.architecture, parameters, names)
@@ -185,8 +189,8 @@ class Estimator:
             trained = [parameter for _, parameter in trainable.parameters()]
             weights = [parameter for network in trainable.networks.values() for parameter in network.parameters()]
             self._counts[str(key)] = Trained(
-                numel=sum(parameter.numel() for parameter in trained),
-                element_bytes=max(parameter.element_size() for parameter in trained),
+                numel=(numel := sum(parameter.numel() for parameter in trained)),
+                element_bytes=sum(parameter.nbytes for parameter in trained) / numel,
                 network_bytes=sum(parameter.nbytes for parameter in weights),
                 network_numel=sum(parameter.numel() for parameter in weights),
             )
@@ -194,22 +198,23 @@ class Estimator:
         return found
 
     @cached_property
-    def _official_bytes(self) -> dict[str, float]:
-        """Bytes of each network in the official files."""
+    def _numel(self) -> dict[str, int]:
+        """Weights of each network."""
         return {
-            name: FILE_BYTES.get(name, 2) * sum(parameter.numel() for parameter in self.architecture.empty(name).parameters())
+            name: sum(weight.numel() for weight in self.architecture.empty(name).parameters())
             for name in self.architecture.builders
         }
 
-    def _staged_bytes(self, parameters: TrainingParameters) -> float:
+    def _staged_bytes(self, parameters: TrainingParameters, dit_bytes: int = 2) -> float:
         """Return the bytes of the model files: measured where they are local, otherwise those of the official files."""
         rewards = [part.reward for part in empty_rewards(parameters).parts.values()]
         faces = sum(parameter.numel() * FACE_FILE_BYTES for reward in rewards for parameter in reward.parameters())
         if parameters.model_paths and not any("://" in path for path in parameters.model_paths):
             files = (file for part in resolve_model_paths(parameters.model_paths) for file in part)
             return faces + _size(files)
+        sizes = {name: FILE_BYTES.get(name, dit_bytes) * numel for name, numel in self._numel.items()}
         experts = 1 if parameters.uses_single_dit else 2
-        return faces + sum(size * (experts if name == "dit" else 1) for name, size in self._official_bytes.items())
+        return faces + sum(size * (experts if name == "dit" else 1) for name, size in sizes.items())
 
 
 def _size(files: Iterable[Path]) -> int:

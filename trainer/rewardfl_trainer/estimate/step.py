@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rewardfl_api.training import TrainingParameters
 
@@ -25,7 +24,7 @@ from ..rollout import Rollout
 from ..sampling import Plan
 from ..trainable import Trainable, make_trainable
 from ..wan_vae import LATENT_CHANNELS, latent_shape
-from .networks import give_shapes
+from .shapes import give_shapes
 from .tracker import HOST, Tracker
 
 WEIGHTS, GRADIENTS, ACTIVATIONS, REFERENCE, DECODE, REWARD, ENCODE, TEXT = (
@@ -50,7 +49,7 @@ class Video:
 
 
 class FollowedOffload(Offload):
-    """Offloads as in training; what is in CPU memory then is told apart, though everything is on the CPU here."""
+    """Offloads as in training; what is in CPU memory then is told apart, though all of it is on one device here."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -59,17 +58,12 @@ class FollowedOffload(Offload):
     def to_host(self, source: Tensor) -> Tensor:
         """Return a copy that counts as CPU memory."""
         with self.tracker.labelled(HOST):
-            return super().to_host(source)
-
-
-def fake_mode() -> FakeTensorMode:
-    """Return the mode in which tensors have shapes and no data."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+            return source.clone()
 
 
 @dataclass
 class Step:
-    """A step on networks, real or fake."""
+    """A step on networks, real ones or shapes."""
 
     models: Models
     trainable: Trainable
@@ -80,19 +74,14 @@ class Step:
     rollout: Rollout
 
     @classmethod
-    def fake(
-        cls,
-        models: Models,
-        rewards: Rewards,
-        parameters: TrainingParameters,
-        mode: FakeTensorMode,
-        rollout: type[Rollout] | None = Rollout,
+    def on_shapes(
+        cls, models: Models, rewards: Rewards, parameters: TrainingParameters, rollout: type[Rollout] | None = Rollout
     ) -> "Step":
-        """Return a step on networks that are on the meta device; they become fake ones. Without a rollout all stay frozen."""
+        """Return a step whose networks become shapes where they are not. Without a rollout all stay frozen."""
         trainable = make_trainable(models, parameters, Plan.of(parameters)) if rollout else Trainable({}, None, None)
         step = cls.of(models, trainable, rewards, parameters, rollout or Rollout)
         for network in step.networks():
-            give_shapes(network, mode)
+            give_shapes(network)
         return step
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Counts FLOPs and follows memory while torch code runs, on real tensors or on fake ones (shapes without data).
+"""Counts FLOPs and follows memory while torch code runs, on real tensors or on shapes without data.
 
 FLOPs are those of `torch.utils.flop_counter`; memory is that of every storage from its allocation to its release. Both are split
 by what the code was working on and by which pass it was in. Must not know what the code is for: it is told by `watch`.
@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from .shapes import run
 
 aten = torch.ops.aten
 
@@ -72,22 +73,39 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # as torch de
         self.peaks: dict[Work, Peak] = {}
         self.host_peak = 0
         self.bytes: Counter[str] = Counter()
-        self._held: dict[int, tuple[int, str]] = {}
+        self._total = 0
+        self._costs: dict[Any, int] = {}
+        self._held: dict[int, tuple[int, str, weakref.ref[Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and note what it cost."""
-        kwargs = kwargs or {}
-        answered, result = _answer(func, args)
-        if not answered:
-            result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return self._tracked(func, args, kwargs or {})
+
+    def _tracked(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = run(func, args, kwargs)
         work = (self.label, current_pass())
-        if cost := _flops(func, args, kwargs, result):
-            self.flops[work] += cost
-        for value in tree_leaves(result):
+        packet = func._overloadpacket
+        if packet in flop_registry or packet in _CPU_ATTENTION:
+            self.flops[work] += self._cost(packet, args, kwargs, result)
+        for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor):
                 self.hold(value)
-        self._note(work)
+        if self.label != HOST:
+            self._note(work)
         return result
+
+    def _cost(self, packet: Any, args: Any, kwargs: Any, result: Any) -> int:
+        """Return the FLOPs of an operation, which depend on the shapes of its arguments."""
+        shapes = (
+            packet,
+            *(tuple(arg.shape) if isinstance(arg, Tensor) else str(arg) for arg in args),
+            str(kwargs) if kwargs else "",
+        )
+        if shapes not in self._costs:
+            formula = _CPU_ATTENTION.get(packet) or partial(flop_registry[packet], out_val=result)
+            self._costs[shapes] = int(formula(*args, **kwargs))
+        return self._costs[shapes]
 
     def hold(self, tensor: Tensor, label: str | None = None) -> None:
         """Follow the storage of a tensor; with a label, count it there from now on."""
@@ -97,9 +115,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # as torch de
             if label is not None:
                 self._move(key, label)
             return
-        self._held[key] = (storage.nbytes(), label or self.label)
-        self.bytes[label or self.label] += storage.nbytes()
-        weakref.finalize(storage, self._release, key).atexit = False
+        label, size = label or self.label, storage.nbytes()
+        self._held[key] = (size, label, weakref.ref(storage, partial(self._release, key)))
+        self._add(label, size)
 
     def hold_all(self, tensors: Iterable[Tensor], label: str) -> None:
         """Follow what was allocated before, as `label`."""
@@ -133,23 +151,32 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # as torch de
             self.label = before
 
     def _move(self, key: int, label: str) -> None:
-        size, before = self._held[key]
-        self.bytes[before] -= size
-        self.bytes[label] += size
-        self._held[key] = (size, label)
+        size, before, reference = self._held[key]
+        self._add(before, -size)
+        self._add(label, size)
+        self._held[key] = (size, label, reference)
 
-    def _release(self, key: int) -> None:
-        size, label = self._held.pop(key)
-        self.bytes[label] -= size
+    def _release(self, key: int, _reference: object) -> None:
+        size, label, _ = self._held.pop(key)
+        self._add(label, -size)
+
+    def _add(self, label: str, size: int) -> None:
+        self.bytes[label] += size
+        if label == HOST:
+            self.host_peak = max(self.host_peak, self.bytes[HOST])
+        else:
+            self._total += size
 
     def _note(self, work: Work) -> None:
-        host = self.bytes[HOST]
-        self.host_peak = max(self.host_peak, host)
-        total = self.bytes.total() - host
-        own = self.peaks.setdefault(work, Peak())
+        own = self.peaks.get(work)
+        if own is None:
+            own = self.peaks[work] = Peak()
         for peak in (self.peak, own):
-            if total > peak.total:
-                peak.total, peak.by_label = total, {name: size for name, size in self.bytes.items() if size and name != HOST}
+            if self._total > peak.total:
+                peak.total, peak.by_label = (
+                    self._total,
+                    {label: size for label, size in self.bytes.items() if size and label != HOST},
+                )
 
 
 def current_pass() -> Pass:
@@ -158,24 +185,3 @@ def current_pass() -> Pass:
     if torch.is_grad_enabled():
         return "recompute" if in_backward else "forward"
     return "backward" if in_backward else "no_grad"
-
-
-def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Return the FLOPs of an operation: two for each multiplication and addition of matrix products and convolutions."""
-    packet = func._overloadpacket
-    if packet in _CPU_ATTENTION:
-        return _CPU_ATTENTION[packet](*args, **kwargs)
-    formula = flop_registry.get(packet)
-    return int(formula(*args, **kwargs, out_val=result)) if formula else 0
-
-
-def _answer(func: Any, args: Any) -> tuple[bool, Any]:
-    """Answer a question about the values of a tensor that has none: every one is 1."""
-    if not args or not isinstance(args[0], FakeTensor):
-        return False, None
-    tensor = args[0]
-    if func is aten._local_scalar_dense.default:
-        return True, {torch.bool: True}.get(tensor.dtype, 1.0 if tensor.is_floating_point() else 1)
-    if func is aten.nonzero.default:
-        return True, tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
-    return False, None

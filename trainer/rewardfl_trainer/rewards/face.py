@@ -8,6 +8,7 @@ Shapes: B videos, T frames, S reference frames, F faces, E embedding (512), H W 
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -165,7 +166,7 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         """Return embeddings_BTE, zero where a frame has no face, and the faces of all frames in a row."""
         batch, _, time = video_B3THW.shape[:3]
         frames_F3HW = video_B3THW.transpose(1, 2).flatten(0, 1).to(self.detector.anchor_centers_A2)
-        with torch.autocast(frames_F3HW.device.type, enabled=False):
+        with _full_precision(frames_F3HW.device.type):
             faces = self.find_faces(frames_F3HW.detach())
             where_F = faces.found_F.nonzero().squeeze(-1)
             matrices_F23, _ = similarity_to_template(faces.keypoints_F52[where_F])
@@ -195,3 +196,9 @@ class FaceReward(Reward[FaceReference, FaceResult]):
         rounded_FE = embeddings_FE.to(rounding)
         normalised_FE: Tensor = rounded_FE / torch.linalg.vector_norm(rounded_FE, dim=-1, keepdim=True)
         return normalised_FE.to(embeddings_FE)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Return what keeps a caller's autocast away from faces; shapes without data (`rewardfl estimate`) know none."""
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
