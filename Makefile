@@ -16,6 +16,7 @@ CRD_FILES := crds/rewardfl.io_rewardfljobs.yaml charts/rewardfl/files/rewardfl.i
 DOC_FILES := docs/operations.md docs/reference.md
 CLUSTER ?= local
 TESTS ?= tests
+GPU_PYTHON ?=
 
 .PHONY: help
 help: ## list the targets
@@ -59,8 +60,13 @@ test-fast: setup ## only the tests that take seconds and need no cluster
 	@exec $(BIN)/python -m pytest -m "not slow and not cluster" $(TESTS)
 
 .PHONY: test-gpu
-test-gpu: setup ## the trainer's tests on a CUDA device
-	@REWARDFL_TEST_DEVICE=cuda exec $(BIN)/python -m pytest tests/gpu
+test-gpu: $(if $(GPU_PYTHON),,setup) ## the trainer's tests on a CUDA device, with figures (GPU_PYTHON=python3: docs/gpu.md)
+	@if [ -n "$(GPU_PYTHON)" ]; then exec tests/gpu/run.sh $(GPU_PYTHON); fi
+	REWARDFL_TEST_DEVICE=cuda exec $(BIN)/python -m pytest tests/gpu
+
+.PHONY: gpu-packages
+gpu-packages: ## fetch what a GPU machine with torch but no network lacks, into .gpu-packages
+	@$(PYTHON) -m tests.gpu.packages
 
 .PHONY: bench-trainer
 bench-trainer: setup ## measure a training step against the straightforward form; writes docs/benchmarks/ (20 minutes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import distributed
 
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer import environment, tiny
@@ -49,7 +48,9 @@ def process(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = maker(tiny_family, tmp_path_factory.mktemp("process"))()
     environment.prepare(config)
     yield environment.join_process_group(config)
-    distributed.destroy_process_group()
+    import deepspeed  # reads the prepared environment
+
+    deepspeed.comm.destroy_process_group()  # torch's would leave DeepSpeed with groups of a world that is gone
     os.environ.clear()
     os.environ.update(known)
 

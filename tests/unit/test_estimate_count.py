@@ -128,6 +128,7 @@ def test_the_face_networks_have_antelopev2s_sizes() -> None:
     assert antelopev2().detector.network is not None
 
 
+@pytest.mark.slow
 def test_antelopev2s_networks_stand_for_files_that_hold_sizes_as_data(tmp_path: Path) -> None:
     write_detector(tmp_path)
     write_recogniser(tmp_path)

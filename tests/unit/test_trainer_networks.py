@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffsynth.models import wan_video_dit
 from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
 from diffsynth.pipelines.wan_video import (
     WanVideoPipeline,
@@ -20,7 +21,7 @@ from rewardfl_trainer.conditioning import Conditioner
 from rewardfl_trainer.estimate.tracker import Tracker
 from rewardfl_trainer.memory import Checkpointing
 from rewardfl_trainer.models import Models
-from rewardfl_trainer.wan_dit import TIME_MODULES, predict_velocity
+from rewardfl_trainer.wan_dit import TIME_MODULES, keep_attention_exact, predict_velocity
 from rewardfl_trainer.wan_vae import decode, encode, latent_shape
 from tests.unit.small_networks import TEXT_ARGUMENTS, random, small_dit, small_text_encoder, small_vae
 
@@ -86,6 +87,16 @@ def test_checkpointing_changes_neither_velocity_nor_gradient(checkpointing: Chec
     assert len(results[0]) > 30
     for kept, recomputed in zip(*results, strict=True):
         assert torch.equal(kept, recomputed)
+
+
+def test_attention_without_a_gradient_is_not_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    dit, (latents, context, image) = small_dit(), dit_inputs()
+    expected = predict_velocity(dit, latents, torch.tensor([500.0]), context, image)
+    monkeypatch.setattr(wan_video_dit, "SAGE_ATTN_AVAILABLE", True)
+    monkeypatch.setattr(wan_video_dit, "sageattn", lambda q, k, v: torch.zeros_like(q), raising=False)
+    assert not torch.equal(predict_velocity(dit, latents, torch.tensor([500.0]), context, image), expected)
+    keep_attention_exact()
+    assert torch.equal(predict_velocity(dit, latents, torch.tensor([500.0]), context, image), expected)
 
 
 def kept_inputs(blocks: int) -> int:

@@ -29,7 +29,7 @@ from .model_files import (
     resolve_model_paths,
     unknown,
 )
-from .wan_dit import TIME_MODULES
+from .wan_dit import TIME_MODULES, keep_attention_exact
 from .wan_vae import LATENT_CHANNELS
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def load_models(
     for name in ("dit", "dit2"):
         if name in networks:
             _check_dit(networks[name])
+            keep_attention_exact()
     if not encoder:
         drop_encoder(networks["vae"])
     with_text = "text_encoder" in networks

@@ -57,6 +57,13 @@ def predict_velocity(
     return velocity_BCthw
 
 
+def keep_attention_exact() -> None:
+    """Keep DiffSynth from choosing SageAttention where that is installed: it rounds to eight bits and returns no gradient."""
+    from diffsynth.models import wan_video_dit  # noqa: PLC0415 - a slow import
+
+    wan_video_dit.SAGE_ATTN_AVAILABLE = False
+
+
 def _run_blocks(
     blocks: Iterable[nn.Module], context_BLD: Tensor, modulation_B6D: Tensor, rotation: Tensor, x_BSD: Tensor
 ) -> Tensor:
