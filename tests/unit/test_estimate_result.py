@@ -130,3 +130,20 @@ def test_the_command_prints_json_of_a_manifest(monkeypatch: pytest.MonkeyPatch, 
 def test_a_file_that_is_not_there_ends_with_66(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["estimate", "-f", str(tmp_path / "none.yaml")])
     assert result.exit_code == ExitCode.MISSING_INPUT
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("kind: RewardFLJob\nspec: {dataset: s3://d, output: s3://o, training: {numFrames: 80}}", "must be 4k+1 (77 or 81)"),
+        ("- 1", "neither a RewardFLJob nor a trainer's configuration"),
+    ],
+)
+def test_a_wrong_file_or_field_is_named_and_ends_with_78(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    result = CliRunner().invoke(app, ["estimate", "-f", str(path)])
+    assert result.exit_code == ExitCode.BAD_CONFIGURATION
+    assert told in result.stderr
+    assert str(path) in result.stderr
+    assert "pydantic" not in result.stderr

@@ -32,10 +32,14 @@ def load(path: str | os.PathLike[str]) -> TrainerConfig:
             ExitCode.MISSING_INPUT,
         ) from error
     except ValidationError as error:
-        lines = [_line(item) for item in error.errors(include_url=False, include_context=False)[:MAX_ERRORS_SHOWN]]
-        raise _bad_configuration("\n".join(lines)) from error
+        raise _bad_configuration(explained(error)) from error
     except (yaml.YAMLError, ValueError) as error:
         raise _bad_configuration(f"--config={os.fspath(path)}: not a YAML mapping: {error}") from error
+
+
+def explained(error: ValidationError) -> str:
+    """Return what is wrong, one line a field."""
+    return "\n".join(_line(item) for item in error.errors(include_url=False, include_context=False)[:MAX_ERRORS_SHOWN])
 
 
 def _bad_configuration(message: str) -> RewardFLError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.job import KIND, RewardFLJob
@@ -45,11 +46,14 @@ def read(path: Path) -> tuple[TrainerConfig, int]:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         content = None  # configuration.load says what is wrong with it
-    if not (isinstance(content, dict) and content.get("kind") == KIND):
+    if content is not None and not isinstance(content, dict):
+        message = f"--file={path}: neither a RewardFLJob nor a trainer's configuration."
+        raise RewardFLError(Reason.BAD_CONFIGURATION, message, "Name the file of one of them.", ExitCode.BAD_CONFIGURATION)
+    if content is None or content.get("kind") != KIND:
         return configuration.load(path), 1
     try:
         job = RewardFLJob.parse(content)
     except ValueError as error:
-        message = f"--file={path}: {error}"
+        message = f"--file={path}: {configuration.explained(error) if isinstance(error, ValidationError) else error}"
         raise RewardFLError(Reason.BAD_CONFIGURATION, message, "Change what is named.", ExitCode.BAD_CONFIGURATION) from error
     return TrainerConfig.from_job(job), job.spec.world_size
