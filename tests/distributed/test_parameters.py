@@ -205,3 +205,6 @@ def test_steps_are_logged_and_saved_as_often_as_asked_and_at_the_end(make_config
     assert parts == {f"seconds_{name}" for name in ("prepare", "sample", "reference", "decode", "reward", "backward", "optimise")}
     assert sum(lines[0][name] for name in parts) <= 2.1 * lines[0]["seconds_per_step"]
     assert lines[0]["frames_per_second"] == pytest.approx(9 / lines[0]["seconds_per_step"])
+    assert all(0.1 < line["peak_memory_gb"] < 64 for line in lines), "this process's, libraries included"
+    events = b"".join(path.read_bytes() for path in (run.folder / "tensorboard").iterdir())
+    assert b"train/peak_memory_gb" in events

@@ -18,7 +18,7 @@ from rewardfl_trainer.collective import on_main
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.feedback import Outcome
 from rewardfl_trainer.manifest import MANIFEST_FILE
-from rewardfl_trainer.metrics import MetricsLog, mean_over_ranks
+from rewardfl_trainer.metrics import MetricsLog, mean_over_ranks, peak_memory_gb
 from rewardfl_trainer.order import Position
 from tests.unit.checkpoints import MAIN, saver, train_a_step
 from tests.unit.small_networks import small_dit
@@ -117,6 +117,14 @@ def test_outcomes_are_averaged() -> None:
 def test_the_rewards_own_numbers_are_averaged_too() -> None:
     outcomes = [Outcome(1, 0.2, 0.0, 0.0, {"reward_temporal_consistency": score}) for score in (0.5, 0.7)]
     assert mean_over_ranks(outcomes, MAIN)["reward_temporal_consistency"] == pytest.approx(0.6)
+
+
+def test_the_peak_of_memory_on_a_cpu_is_the_processes_and_grows_with_it() -> None:
+    before = peak_memory_gb(torch.device("cpu"))
+    large = torch.ones(round(before * 1e9) + 50_000_000, dtype=torch.uint8)
+    assert peak_memory_gb(torch.device("cpu")) > before + 0.04
+    del large
+    assert peak_memory_gb(torch.device("cpu")) > before + 0.04
 
 
 def test_an_error_of_the_main_rank_keeps_reason_remedy_and_exit_code() -> None:

@@ -44,7 +44,7 @@ def test_a_log_gets_one_line_a_logged_step(lines: pytest.LogCaptureFixture) -> N
     with Console(4, 2, is_main=True, stream=stream) as console:
         console.step(3, VALUES, logged=True)
         console.step(4, VALUES, logged=False)
-    assert lines.messages == ["step 3/4 reward 1.235 loss 1.235 grad_norm 1.235 seconds_per_step 1.235"]
+    assert lines.messages == ["step 3/4 reward 1.235 loss 1.235 grad_norm 1.235 seconds_per_step 1.235 peak_memory_gb 1.235"]
     assert stream.getvalue() == ""
 
 

@@ -9,7 +9,7 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-SHOWN = ("reward", "loss", "kl", "grad_norm", "seconds_per_step")
+SHOWN = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "peak_memory_gb")
 """The metrics of a line."""
 
 logger = logging.getLogger("rewardfl_trainer.train")

@@ -5,6 +5,7 @@ Every rank calls `mean_over_ranks`; only the main one writes. Must not decide an
 
 import json
 import math
+import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 HELD_OUT = "held_out_"
 """Beginning of the names of what is measured on evaluation rows; they have a group of their own in TensorBoard."""
 
+BYTES_PER_GB = 1e9
+BYTES_PER_KIB = 1024
+"""Linux counts a process's memory in these."""
+
 
 def mean_over_ranks(outcomes: Sequence[Outcome], process: Process) -> dict[str, float]:
     """Return the means of the outcomes of all ranks; every rank has as many, of the same names. A collective call."""
@@ -34,6 +39,13 @@ def mean_over_ranks(outcomes: Sequence[Outcome], process: Process) -> dict[str, 
     means = torch.tensor(rows, dtype=torch.float64, device=process.device).mean(dim=0)
     distributed.all_reduce(means)
     return dict(zip(names, (means / process.world_size).tolist(), strict=True))
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory that was in use at once, in GB: torch's on a GPU; on a CPU all of the process's, since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_KIB / BYTES_PER_GB
 
 
 class MetricsLog:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-import torch
 from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
@@ -29,7 +28,7 @@ from .failures import Terminated, run_main
 from .feedback import Outcome
 from .files import METRICS_FILE, TENSORBOARD_FOLDER
 from .finished import save_finished_results
-from .metrics import MetricsLog, mean_over_ranks
+from .metrics import MetricsLog, mean_over_ranks, peak_memory_gb
 from .order import Batch
 from .progress import Reporter
 from .run import AlreadyDoneError, Run, assemble, eta_seconds
@@ -160,18 +159,16 @@ def train_batch(run: Run, batch: Batch) -> tuple[list[Outcome], StepReport]:
 
 
 def _step_values(run: Run, report: StepReport, seconds_per_step: float, num_samples: int) -> dict[str, float]:
-    """Return what is logged of an optimizer step beside the outcomes; seconds by part are this rank's."""
+    """Return what is logged of an optimizer step beside the outcomes; seconds by part and memory are this rank's."""
     frames = run.config.training.num_frames * num_samples * run.process.world_size
-    values = {
+    return {
         "grad_norm": report.gradient_norm,
         "learning_rate": report.learning_rate,
         "seconds_per_step": seconds_per_step,
         "frames_per_second": frames / seconds_per_step,
         **run.stopwatch.read(),
+        "peak_memory_gb": peak_memory_gb(run.process.device),
     }
-    if run.process.device.type == "cuda":
-        values["peak_memory_gb"] = torch.cuda.max_memory_allocated(run.process.device) / 1e9
-    return values
 
 
 def _diverged(step: int, bad_steps: int, checkpoint: Checkpoint | None) -> RewardFLError:
