@@ -23,7 +23,7 @@ KILLS = 10
 SEED = 20261122
 TIMEOUT_SECONDS = 800
 WHOLE = 3
-TIME_COLUMNS = ("seconds_", "frames_per_second")
+MEASURED_COLUMNS = ("seconds_", "frames_per_second", "peak_memory_gb")
 FAST = {
     "num_frames": 5,
     "max_pixels": 48 * 48,
@@ -140,7 +140,7 @@ def content(config: TrainerConfig, step: int) -> dict[str, Any]:
         "weights": bits(output.glob("*.safetensors")),
         "optimizer": bits(folder.glob("state-*.safetensors")),
         "state": {name: state[name] for name in ("position", "bad_steps", "schedule", "random")},
-        "metrics": [{name: value for name, value in line.items() if not name.startswith(TIME_COLUMNS)} for line in lines],
+        "metrics": [{name: value for name, value in line.items() if not name.startswith(MEASURED_COLUMNS)} for line in lines],
     }
 
 
