@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewardfl_trainer.tiny.spec import DIT_KWARGS, MODEL_FOLDER
 
-WIDTH_FACTOR = 6
+WIDTH_FACTOR = 3
 EXTRA_BLOCKS = 12
 EXPERTS = ("high_noise_model", "low_noise_model")
 LAST_LAYERS = ("self_attn.o.", "cross_attn.o.", "ffn.2.")

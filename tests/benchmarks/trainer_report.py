@@ -47,7 +47,7 @@ window (steps 4 to 7 of 8), rows, noise and LoRA; without the tiles their losses
 (`tests/distributed/test_reference_form.py`). They make their steps by turns, one thread each. Times are medians, ratios the
 medians of neighbouring steps. Memory is the process's peak beyond that of the imports. What is kept in the cache (`prepare`
 reads it) was put there before; that is not in these numbers. *tiny* is the committed family at 64x64x9; *mid-size* is the same
-family six times as wide, with 16 blocks in place of 4 (`tests/benchmarks/midsize.py`), at 96x96x9.
+family three times as wide, with 16 blocks in place of 4 (`tests/benchmarks/midsize.py`), at 96x96x9.
 
 """
 
