@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,9 @@ from tests.distributed.conftest import MakeConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
-PRESETS: tuple[DeepSpeedPreset, ...] = ("zero0", "zero1", "zero2", "zero2_cpuoffload", "zero3", "zero3_cpuoffload")
+ZERO1_OFFLOADED = "zero1, offloaded"
+PRESETS = (*get_args(DeepSpeedPreset), ZERO1_OFFLOADED)
+"""Every preset, and what is said in a section of its own. DeepSpeed has no offload for ZeRO 0."""
 STEPS = 3
 HELD_OUT: dict[str, Any] = {"rows": 3, "eval_rows": 1, "eval_noise_seeds": 2}
 TIMEOUT_SECONDS = 800
@@ -40,9 +42,11 @@ def assert_same_weights(first: dict[str, Any], second: dict[str, Any]) -> None:
             assert torch.equal(tensor, second["weights"][file][name]), name
 
 
-def section(preset: DeepSpeedPreset) -> dict[str, Any]:
+def section(preset: str) -> dict[str, Any]:
     """Return the preset's section. A toy lies within ZeRO 3's reuse distance as a whole, which it searches quadratically."""
-    found = preset_config(preset)
+    if preset == ZERO1_OFFLOADED:
+        return {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}, "zero_allow_untested_optimizer": True}
+    found = preset_config(preset)  # type: ignore[arg-type]
     if found["zero_optimization"]["stage"] == 3:
         found["zero_optimization"]["stage3_max_reuse_distance"] = 0
     return found

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.parameters import LrSchedulerType
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.data import MicroBatchSampler
-from rewardfl_trainer.engine import deepspeed_section
+from rewardfl_trainer.engine import check_section, deepspeed_section
 from rewardfl_trainer.optimizer import (
     GuardedAdamW,
     advance_schedule,
@@ -158,6 +158,20 @@ def test_what_the_training_parameters_say_is_not_taken_from_deepspeeds_section()
     section = deepspeed_section(config({"optimizer": {"type": "SGD"}, "train_batch_size": 7}), world_size=1, full=False)
     assert "optimizer" not in section
     assert section["train_batch_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "expected"),
+    [
+        (0, {"offload_optimizer": {"device": "cpu"}}, r"offload_optimizer\.device=cpu: needs stage 1 or higher; stage is 0"),
+        (2, {"offload_param": {"device": "cpu"}}, r"offload_param\.device=cpu: needs stage 3 or higher; stage is 2"),
+        (3, {"offload_param": {"device": "nvme"}}, r"offload_param\.device=nvme: is not supported; use cpu"),
+    ],
+)
+def test_what_deepspeed_cannot_offload_is_refused_by_its_name(stage: int, offload: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RewardFLError, match=expected) as caught:
+        check_section(config({"zero_optimization": {"stage": stage, **offload}}), world_size=1)
+    assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
 
 
 def test_offload_on_a_cpu_asks_for_no_pinned_memory() -> None:

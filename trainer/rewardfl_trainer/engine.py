@@ -210,11 +210,19 @@ def _check_batch_size(parameters: TrainingParameters, world_size: int) -> None:
         )
 
 
+LEAST_STAGE = {"offload_optimizer": 1, "offload_param": ZERO3}
+"""ZeRO stages from which on DeepSpeed can keep something in CPU memory."""
+
+
 def _check_offload(zero: dict[str, Any]) -> None:
-    """Checkpoints hold the optimizer's state, which is read from memory."""
-    for section in ("offload_optimizer", "offload_param"):
-        if zero.get(section, {}).get("device") == "nvme":
+    """DeepSpeed must know how to offload what the section says, and to memory: checkpoints hold the optimizer's state."""
+    stage = int(zero.get("stage", 0))
+    for section, least in LEAST_STAGE.items():
+        device = (zero.get(section) or {}).get("device", "none")
+        if device == "nvme":
             raise _bad_section(f"zero_optimization.{section}.device=nvme: is not supported; use cpu")
+        if device != "none" and stage < least:
+            raise _bad_section(f"zero_optimization.{section}.device={device}: needs stage {least} or higher; stage is {stage}")
 
 
 def _bad_section(problem: str) -> RewardFLError:
