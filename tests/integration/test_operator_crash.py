@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -25,22 +25,36 @@ class Killed(BaseException):
 
 
 class MortalCluster(Cluster):
-    """A real connection; the operator dies as soon as its `last_write`-th write has been carried out."""
+    """A real connection; the operator dies as soon as its `last_write`-th write has been carried out.
 
-    last_write: int | None = None
+    Writes go one after the other: otherwise another one may be on its way when it dies.
+    """
+
+    last_write: int | None
     writes: list[str]
+    one_by_one: asyncio.Lock
+
+    @classmethod
+    async def of(cls, installation: Installation, last_write: int | None = None) -> Self:
+        cluster = await cls.connect(installation.kubeconfig())
+        cluster.last_write, cluster.writes, cluster.one_by_one = last_write, [], asyncio.Lock()
+        return cluster
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         request = super()._request(method, path, **options)
         return request if method == "get" else self._write(request, f"{method} {path}")
 
     async def _write(self, request: Any, what: str) -> Any:
-        answer = await request
-        self.writes.append(what)
-        if len(self.writes) == self.last_write:
-            await answer.read()
-            raise Killed(what)
-        return answer
+        async with self.one_by_one:
+            if len(self.writes) == self.last_write:
+                request.close()
+                raise Killed(what)
+            answer = await request
+            self.writes.append(what)
+            if len(self.writes) == self.last_write:
+                await answer.read()
+                raise Killed(what)
+            return answer
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +66,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 async def operate(installation: Installation, job: str, last_write: int | None) -> list[str]:
     """Run an operator until the job's status says Pending, or until it dies; return what it has written."""
-    cluster = await MortalCluster.connect(installation.kubeconfig())
-    cluster.writes, cluster.last_write = [], last_write
+    cluster = await MortalCluster.of(installation, last_write)
     controller = Controller(cluster, FAST)
     running = asyncio.create_task(controller.run())
     try:
@@ -113,8 +126,7 @@ async def test_an_operator_that_finds_everything_done_writes_nothing(installatio
     version = installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"]
     children = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in installation.children("quiet")}
 
-    cluster = await MortalCluster.connect(installation.kubeconfig())
-    cluster.writes = []
+    cluster = await MortalCluster.of(installation)
     controller = Controller(cluster, FAST)
     running = asyncio.create_task(controller.run())
     await asyncio.sleep(4)
@@ -137,8 +149,7 @@ async def test_objects_that_somebody_has_removed_come_back_with_the_next_operato
     installation.cluster.kubectl("delete", "configmap/robbed-config", "service/robbed", "job/robbed", "--wait=true")
     until("the pods are gone", lambda: not installation.pods("robbed"))
 
-    cluster = await MortalCluster.connect(installation.kubeconfig())
-    cluster.writes = []
+    cluster = await MortalCluster.of(installation)
     controller = Controller(cluster, FAST)
     running = asyncio.create_task(controller.run())
     await asyncio.to_thread(installation.wait_for_pods, "robbed", 2)
