@@ -49,8 +49,8 @@ medians of neighbouring steps. Memory is the process's peak beyond that of the i
 reads it) was put there before; that is not in these numbers. *tiny* is the committed family at 64x64x9; *mid-size* is the same
 family three times as wide, with 16 blocks in place of 4 (`tests/benchmarks/midsize.py`), at 96x96x9.
 
-What is saved is mostly decoder, faces and encodings, so the ratio falls as the transformer's share grows: a mid-size family four
-times as wide gave 1.5, six times 1.4. At A14B's size, where the transformer is nine tenths, only the counted FLOPs below are known.
+What is saved is mostly decoder, faces and encodings, so the ratio falls as the transformer's share grows: a mid-size family
+four times as wide gave 1.5, six times 1.4. At A14B's size, where the transformer is nine tenths, only the counted FLOPs below are known.
 
 """
 
