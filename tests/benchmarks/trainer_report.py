@@ -50,7 +50,7 @@ reads it) was put there before; that is not in these numbers. *tiny* is the comm
 family three times as wide, with 16 blocks in place of 4 (`tests/benchmarks/midsize.py`), at 96x96x9.
 
 What is saved is mostly decoder, faces and encodings, so the ratio falls as the transformer's share grows: a mid-size family
-four times as wide gave 1.5, six times 1.4. At A14B's size, where the transformer is nine tenths, only the counted FLOPs below are known.
+four times as wide gave 1.5, six times 1.4. At A14B's size, where the transformer is nine tenths, only the FLOPs below are known.
 
 """
 
