@@ -40,6 +40,12 @@ PRINTER_COLUMNS = (
     ("ETA", "string", ".status.eta", "Time until training ends"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created"),
 )
+WIDE_COLUMNS = (
+    ("Restarts", "integer", ".status.restarts", "Times that pods were started again after a failure"),
+    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', "Why it runs or does not, in one word"),
+    ("Output", "string", ".spec.output", "Where the results go"),
+)
+"""Shown by `kubectl get -o wide`."""
 
 
 def generate() -> dict[str, Any]:
@@ -88,15 +94,21 @@ def generate() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
-                    "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "description": description}
-                        for name, kind, path, description in PRINTER_COLUMNS
-                    ],
+                    "additionalPrinterColumns": _columns(),
                     "schema": {"openAPIV3Schema": root},
                 }
             ],
         },
     }
+
+
+def _columns() -> list[dict[str, Any]]:
+    """The columns of `kubectl get`; those of priority 1 only with `-o wide`."""
+    return [
+        {"name": name, "type": kind, "jsonPath": path, "description": description, **more}
+        for columns, more in ((PRINTER_COLUMNS, {}), (WIDE_COLUMNS, {"priority": 1}))
+        for name, kind, path, description in columns
+    ]
 
 
 def structural(model: type[RewardFLJobSpec] | type[RewardFLJobStatus]) -> Schema:

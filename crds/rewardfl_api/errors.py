@@ -14,6 +14,9 @@ from .base import ApiModel
 MESSAGE_MAX_CHARACTERS = 1500
 """The kubelet keeps 4096 bytes of a termination message; a third of it leaves room for any encoding."""
 
+LOG_TAIL_MAX_CHARACTERS = 2048
+"""Of a failed rank's log, how much of its end goes into the termination message, where there is room."""
+
 
 class ExitCode(IntEnum):
     """Exit codes of the trainer image."""
@@ -34,7 +37,7 @@ FINAL_EXIT_CODES = (ExitCode.USAGE, ExitCode.BAD_DATA, ExitCode.MISSING_INPUT, E
 
 
 class Reason(StrEnum):
-    """Every reason that a condition can carry. `REASON_DOCUMENTATION` says what each means and what to do."""
+    """Every reason that a condition can carry. `reasons.EXPLANATIONS` says what each means and what to do."""
 
     # what the operator sees
     ACCEPTED = "Accepted"
@@ -47,6 +50,8 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     SECRET_MISSING = "SecretMissing"
     VOLUME_MISSING = "VolumeMissing"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    ADMISSION_REFUSED = "AdmissionRefused"
     STAGING = "Staging"
     PREPARING = "Preparing"
     TRAINING = "Training"
@@ -57,6 +62,9 @@ class Reason(StrEnum):
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     OUT_OF_MEMORY = "OutOfMemory"
     DISRUPTED = "Disrupted"
+    PROGRESS_CURRENT = "ProgressCurrent"
+    EARLIER_ATTEMPT = "EarlierAttempt"
+    TRAINER_SILENT = "TrainerSilent"
     # what the trainer image reports
     BAD_USAGE = "BadUsage"
     BAD_CONFIGURATION = "BadConfiguration"
@@ -91,6 +99,8 @@ class TerminationMessage(ApiModel):
     """The container's exit code."""
     rank: int | None = Field(default=None, ge=0)
     """Rank that failed first."""
+    log_tail: str = Field(default="", max_length=LOG_TAIL_MAX_CHARACTERS)
+    """The last lines that it logged, without secrets and control characters."""
     time: float = Field(default=0.0, ge=0)
     """Seconds since the epoch at which it failed; the smallest among the pods is the first failure."""
 

@@ -41,6 +41,16 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "A volume cannot be mounted, for example a claim that does not exist.",
         "Create the claim that cache.persistentVolumeClaim names, or change it.",
     ),
+    Reason.QUOTA_EXCEEDED: Explanation(
+        "A ResourceQuota of the namespace has no room for the job's pods; the message is the API server's.",
+        "Wait until other pods end, raise the quota, or lower nodes, gpusPerNode or the template's resources; "
+        "the job goes on by itself.",
+    ),
+    Reason.ADMISSION_REFUSED: Explanation(
+        "The cluster does not let the job's pods in for now: the namespace's pod security level, a LimitRange, an admission "
+        "webhook, or a class that does not exist; the message is the API server's.",
+        "Change what the message names, in spec.template or in the namespace; the job goes on by itself.",
+    ),
     Reason.STAGING: Explanation("Models and dataset are being fetched."),
     Reason.PREPARING: Explanation("Models are being loaded and the dataset is checked."),
     Reason.TRAINING: Explanation("Training runs."),
@@ -63,6 +73,15 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "pixels. In a pod (exit code 137): a higher memory limit in spec.template.",
     ),
     Reason.DISRUPTED: Explanation("A pod was evicted or preempted. It is not counted as a failure and starts again."),
+    Reason.PROGRESS_CURRENT: Explanation("The trainer reports, and the figures in the status are its latest."),
+    Reason.EARLIER_ATTEMPT: Explanation(
+        "The pods were started again, and the figures in the status are those of the attempt before, until the trainer reports."
+    ),
+    Reason.TRAINER_SILENT: Explanation(
+        "The trainer has not reported for much longer than a step takes, though its pods run.",
+        "Look at the log (`kubectl logs`) for a rank that hangs. Deleting its pod starts all ranks again from the last "
+        "checkpoint.",
+    ),
     Reason.BAD_USAGE: Explanation(
         "A program of the image was started with wrong arguments.", "Remove the override from spec.template."
     ),

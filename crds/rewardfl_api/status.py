@@ -5,19 +5,27 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from .base import ApiModel
+from .errors import LOG_TAIL_MAX_CHARACTERS
 from .progress import Checkpoint, Metrics, Results, StagingProgress, Step
 
 Phase = Literal["Pending", "Queued", "Suspended", "Staging", "Preparing", "Training", "Saving", "Succeeded", "Failed"]
 FINISHED_PHASES = ("Succeeded", "Failed")
 
-ConditionType = Literal["Accepted", "Staged", "Running", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal["Accepted", "Staged", "Running", "Suspended", "ProgressStale", "Succeeded", "Failed"]
+
+RESTARTS_KEPT = 10
+"""How many restarts the status remembers; the oldest are forgotten first."""
+
+PodName = Annotated[str, Field(max_length=253)]
+ReasonName = Annotated[str, Field(max_length=64)]
+ProcessExitCode = Annotated[int, Field(ge=0, le=255)]
 
 
 class Condition(ApiModel):
     """A standard Kubernetes condition."""
 
     type: Annotated[str, Field(max_length=316)]
-    """What the condition is about: Accepted, Staged, Running, Suspended, Succeeded or Failed."""
+    """What the condition is about: Accepted, Staged, Running, Suspended, ProgressStale, Succeeded or Failed."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)]
@@ -39,6 +47,46 @@ class Workers(ApiModel):
     """Pods that ended well."""
     failed: Annotated[int, Field(ge=0)] = 0
     """Pods that failed."""
+
+
+class Failure(ApiModel):
+    """The last failure: the first rank, or container, that failed in it. Disruptions are no failures."""
+
+    time: AwareDatetime
+    """When it failed."""
+    reason: ReasonName
+    """One word from the closed list of docs/operations.md."""
+    message: Annotated[str, Field(max_length=2048)] = ""
+    """What happened."""
+    hint: Annotated[str, Field(max_length=2048)] = ""
+    """What to do."""
+    pod: PodName = ""
+    """The pod that failed."""
+    container: Annotated[str, Field(max_length=63)] = ""
+    """Its container: stage or trainer."""
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """The rank that failed first, where it was one."""
+    exit_code: ProcessExitCode | None = None
+    """Exit code of the container."""
+    log_tail: Annotated[str, Field(max_length=LOG_TAIL_MAX_CHARACTERS)] = ""
+    """The last lines that it logged, secrets masked. Empty where nothing was left, as when the whole pod was killed."""
+
+
+class Restart(ApiModel):
+    """One time that the pods were started again."""
+
+    time: AwareDatetime
+    """When the attempt before it failed."""
+    reason: ReasonName
+    """Why, in one word from the closed list of docs/operations.md."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """Why, in a sentence."""
+    pod: PodName = ""
+    """The pod that failed first."""
+    exit_code: ProcessExitCode | None = None
+    """Exit code of its container."""
+    counted: bool
+    """Whether it counts against runPolicy.backoffLimit; a disruption (eviction, preemption, lost node) does not."""
 
 
 class RewardFLJobStatus(ApiModel):
@@ -69,7 +117,7 @@ class RewardFLJobStatus(ApiModel):
     percent: Annotated[int, Field(ge=0, le=100)] | None = None
     """Percent of the steps (of the bytes, while staging)."""
     eta: Annotated[str, Field(max_length=32)] | None = None
-    """Time until training ends, for people: 1h12m."""
+    """Time until training ends (until the models are fetched, while staging), for people: 1h12m."""
     metrics: Metrics | None = None
     """The latest metrics."""
     reward: Annotated[str, Field(max_length=32)] | None = None
@@ -79,7 +127,11 @@ class RewardFLJobStatus(ApiModel):
     checkpoint: Checkpoint | None = None
     """The last save of the trained weights."""
     restarts: Annotated[int, Field(ge=0)] = 0
-    """Times that pods were started again after a failure."""
+    """Times that pods were started again after a failure. Disruptions are not counted."""
+    restart_history: Annotated[list[Restart], Field(max_length=RESTARTS_KEPT)] = Field(default_factory=list)
+    """The newest restarts with the cause of each, the oldest first; disruptions included."""
+    failure: Failure | None = None
+    """The last failure, whether or not the pods were started again after it."""
     workers: Workers | None = None
     """The pods, counted."""
     results: Results | None = None
