@@ -1,27 +1,29 @@
 """The only Kubernetes I/O: a closed list of kinds, a handful of verbs. It decides nothing and remembers nothing.
 
-Built on the kubernetes package's own asyncio client. The kinds are written down here instead of being discovered, so that
-start-up asks for nothing that the operator's role does not name.
+Built on the connection of the kubernetes package's asyncio client (configuration, credentials, HTTP) without its models:
+they cost more time than all the rest. The kinds are written down here instead of being discovered, so that start-up asks for
+nothing that the operator's role does not name. Every request is counted.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import client, config
-from kubernetes.aio.dynamic import DynamicClient
-from kubernetes.aio.dynamic.exceptions import DynamicApiError
 
+from rewardfl_api import __version__
 from rewardfl_api.job import GROUP, KIND, PLURAL, VERSION
 
+from .metrics import Metrics
 from .names import FIELD_MANAGER
 
 Raw = dict[str, Any]
+Query = Iterable[tuple[str, str]]
 
 _config: Any = config
-_DynamicClient: Any = DynamicClient
 """The package's asyncio half carries no types."""
 
 REQUEST_TIMEOUT_SECONDS = 30.0
@@ -31,9 +33,24 @@ WATCH_SILENCE_SECONDS = 70.0
 """The API server sends a bookmark about once a minute; a watch that is silent for longer is dead."""
 
 CONNECT_SECONDS = 5.0
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
 PAGE_SIZE = 500
-GONE, NOT_FOUND, CONFLICT = 410, 404, 409
+GONE, NOT_FOUND, CONFLICT, ERRORS = 410, 404, 409, 400
 OPENED = "OPENED"
+JSON, APPLY_PATCH, MERGE_PATCH = "application/json", "application/apply-patch+yaml", "application/merge-patch+json"
+METHODS = {
+    "get": "GET",
+    "list": "GET",
+    "watch": "GET",
+    "create": "POST",
+    "evict": "POST",
+    "apply": "PATCH",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
+HEADERS = {"Accept": JSON, "User-Agent": f"{FIELD_MANAGER}/{__version__}"}
+READS = ("get", "list", "watch")
+STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 
 
 @dataclass(frozen=True)
@@ -100,23 +117,25 @@ class WatchExpired(Exception):
 class Cluster:
     """A connection to the API server."""
 
-    def __init__(self, api: Any) -> None:
+    def __init__(self, api: Any, metrics: Metrics | None = None) -> None:
         self._api = api
-        self._dynamic = _DynamicClient(api)
+        self.metrics = metrics if metrics is not None else Metrics()
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None) -> Self:
+    async def connect(cls, kubeconfig: str | None = None, metrics: Metrics | None = None) -> Self:
         """Connect with the pod's service account, or with `kubeconfig`.
 
         Raises:
             kubernetes.aio.config.ConfigException: neither is usable.
         """
         configuration = client.Configuration()
+        # No limit to the connections: each informer keeps one for its watch, and workers bound the others.
+        configuration.connection_pool_maxsize = 0
         if kubeconfig is not None:
             await _config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         else:
             _config.load_incluster_config(client_configuration=configuration)
-        return cls(client.ApiClient(configuration))
+        return cls(client.ApiClient(configuration), metrics)
 
     @property
     def configuration(self) -> Any:
@@ -130,7 +149,7 @@ class Cluster:
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
         """Return an object; None when there is none."""
         try:
-            return await self._json(self._request("get", kind.path(namespace, name)))
+            return await self._json(self._request("get", kind, kind.path(namespace, name)))
         except ApiError as error:
             if error.status == NOT_FOUND:
                 return None
@@ -138,12 +157,12 @@ class Cluster:
 
     async def list_pages(self, kind: Kind, namespace: str | None = None, selector: str = "") -> AsyncIterator[Raw]:
         """Yield the list of objects page by page, so that it is never in memory twice."""
-        token: str | None = None
+        token = ""
         while True:
-            options = {"label_selector": selector or None, "limit": PAGE_SIZE, "_continue": token}
-            page = await self._json(self._request("get", kind.path(namespace), **options))
+            query = _said(labelSelector=selector, limit=str(PAGE_SIZE), **{"continue": token})
+            page = await self._json(self._request("list", kind, kind.path(namespace), query=query))
             yield page
-            token = (page.get("metadata") or {}).get("continue")
+            token = (page.get("metadata") or {}).get("continue") or ""
             if not token:
                 return
 
@@ -162,11 +181,10 @@ class Cluster:
             TimeoutError: it was silent for longer than its bookmarks are apart.
             aiohttp.ClientError: the connection broke.
         """
-        options = {"label_selector": selector or None, "resource_version": version, "watch": True}
-        query = [("timeoutSeconds", str(WATCH_SERVER_SECONDS)), ("allowWatchBookmarks", "true")]
+        fixed = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SERVER_SECONDS)}
+        query = _said(labelSelector=selector, resourceVersion=version, **fixed)
         timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
-        request = self._request("get", kind.path(namespace), query_params=query, _request_timeout=timeout, **options)
-        response = await _answer(request)
+        response = await self._request("watch", kind, kind.path(namespace), query=query, timeout=timeout)
         try:
             yield {"type": OPENED}
             async for line in response.content:
@@ -180,81 +198,113 @@ class Cluster:
     async def apply(self, manifest: Raw) -> Raw:
         """Apply an object (server-side apply), unknown fields refused, and return it as it is stored now."""
         metadata, kind = manifest["metadata"], KINDS[manifest["kind"]]
-        return await self._apply(kind.path(metadata["namespace"], metadata["name"]), manifest)
+        return await self._apply(kind, kind.path(metadata["namespace"], metadata["name"]), manifest)
 
-    async def create(self, manifest: Raw) -> None:
-        """Create an object, unknown fields refused.
+    async def create(self, manifest: Raw) -> Raw:
+        """Create an object, unknown fields refused, and return it as it is stored.
 
         Raises:
             ApiError: 409 when there is one of that name.
         """
-        path = KINDS[manifest["kind"]].path(manifest["metadata"]["namespace"])
-        query = [("fieldValidation", "Strict")]
-        await self._json(self._request("post", path, body=manifest, query_params=query, field_manager=FIELD_MANAGER))
+        kind = KINDS[manifest["kind"]]
+        path = kind.path(manifest["metadata"]["namespace"])
+        return await self._json(self._request("create", kind, path, manifest, query=STRICT))
 
     async def apply_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Raw) -> Raw:
         """Apply the status of the object that has this uid, and return the object."""
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": f"{kind.group}/{kind.version}", "kind": kind.kind, "metadata": metadata, "status": status}
-        return await self._apply(kind.path(namespace, name, "status"), body)
+        return await self._apply(kind, kind.path(namespace, name, "status"), body)
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Raw) -> Raw:
         """Apply a JSON merge patch, and return the object."""
-        options = {"content_type": "application/merge-patch+json", "field_manager": FIELD_MANAGER}
-        return await self._json(self._request("patch", kind.path(namespace, name), body=patch, **options))
+        query = _said(fieldManager=FIELD_MANAGER)
+        return await self._json(
+            self._request("patch", kind, kind.path(namespace, name), patch, query=query, content_type=MERGE_PATCH)
+        )
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete the object that has this uid, its own children in the background. Its absence is no error."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        await self._forget_missing(self._request("delete", kind.path(namespace, name), body=body))
+        await self._forget_missing(self._request("delete", kind, kind.path(namespace, name), body))
 
     async def evict(self, namespace: str, pod: str, grace_seconds: int | None) -> None:
         """Evict a pod: like a deletion, but the Job controller knows that it was not the pod's fault. Absence is no error."""
         body: Raw = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
         if grace_seconds is not None:
             body["deleteOptions"] = {"gracePeriodSeconds": grace_seconds}
-        await self._forget_missing(self._request("post", PODS.path(namespace, pod, "eviction"), body=body))
+        await self._forget_missing(self._request("evict", PODS, PODS.path(namespace, pod, "eviction"), body))
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        """Return a request to be awaited."""
-        timeout = aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
-        return self._dynamic.request(method, path, **{"serialize": False, "_request_timeout": timeout, **options})
+    async def _request(
+        self,
+        verb: str,
+        kind: Kind,
+        path: str,
+        body: Raw | None = None,
+        *,
+        query: Query = (),
+        content_type: str = JSON,
+        timeout: aiohttp.ClientTimeout = REQUEST_TIMEOUT,  # noqa: ASYNC109 - aiohttp keeps it
+    ) -> aiohttp.ClientResponse:
+        """Send a request, count it, and return the answer, which is not read yet.
 
-    async def _apply(self, path: str, body: Raw) -> Raw:
-        options: Raw = {"content_type": "application/apply-patch+yaml", "field_manager": FIELD_MANAGER, "force_conflicts": True}
-        query = [("fieldValidation", "Strict")]
-        return await self._json(self._request("patch", path, body=body, query_params=query, **options))
+        Raises:
+            ApiError: the server refuses.
+            aiohttp.ClientError, TimeoutError: there is no answer.
+        """
+        url = f"{self.configuration.host}{path}{'?' if query else ''}{urlencode(list(query))}"
+        count = self.metrics.api_requests
+        try:
+            headers = {**await self._credentials(), "Content-Type": content_type}
+            answer = await self._api.rest_client.request(METHODS[verb], url, headers=headers, body=body, _request_timeout=timeout)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            count.labels(verb, kind.plural, "timeout" if isinstance(error, TimeoutError) else "connection").inc()
+            raise
+        response: aiohttp.ClientResponse = answer.response
+        count.labels(verb, kind.plural, response.status).inc()
+        if response.status >= ERRORS:
+            raise await _refusal(response)
+        return response
 
-    async def _forget_missing(self, request: Any) -> None:
+    async def _credentials(self) -> dict[str, str]:
+        """Return the headers that say who asks. A token that is kept in a file is read anew when it has changed."""
+        token = await self.configuration.get_api_key_with_prefix("BearerToken")
+        return {**HEADERS, "Authorization": token} if token else dict(HEADERS)
+
+    async def _apply(self, kind: Kind, path: str, body: Raw) -> Raw:
+        query = (*STRICT, ("force", "true"))
+        return await self._json(self._request("apply", kind, path, body, query=query, content_type=APPLY_PATCH))
+
+    async def _forget_missing(self, request: Awaitable[aiohttp.ClientResponse]) -> None:
         try:
             await self._json(request)
         except ApiError as error:
             if error.status != NOT_FOUND:
                 raise
 
-    async def _json(self, request: Any) -> Raw:
-        response = await _answer(request)
-        body: Raw = json.loads(await response.read())
+    async def _json(self, request: Awaitable[aiohttp.ClientResponse]) -> Raw:
+        body: Raw = json.loads(await (await request).read())
         return body
 
 
-async def _answer(request: Any) -> aiohttp.ClientResponse:
-    """Await a request of the dynamic client and turn its error into ours."""
-    try:
-        response: aiohttp.ClientResponse = await request
-    except DynamicApiError as error:
-        headers = error.headers or {}
-        seconds = headers.get("Retry-After", "")
-        raise ApiError(error.status, _summary(error), float(seconds) if seconds.isdigit() else None) from error
-    return response
+async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
+    """Return what the API server says about a request that it refuses."""
+    text = await response.text(errors="replace")
+    seconds = response.headers.get("Retry-After", "")
+    return ApiError(response.status, _summary(text or str(response.reason)), float(seconds) if seconds.isdigit() else None)
 
 
-def _summary(error: Any) -> str:
+def _summary(text: str) -> str:
     """Return the message of the API server's Status object."""
     try:
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(text)["message"])
     except (TypeError, ValueError, KeyError):
-        return str(error.body or error.reason)
+        return text
+
+
+def _said(**parameters: str) -> list[tuple[str, str]]:
+    """Return the query parameters that are not empty."""
+    return [(name, value) for name, value in parameters.items() if value]
 
 
 def _watch_error(status: Raw) -> Exception:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
 import aiohttp
 
+from . import logs
 from .cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .informer import Informer, Key
 from .names import CHILD_SELECTOR, PROGRESS_SELECTOR
@@ -37,7 +39,8 @@ class Controller:
     def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
         self._cluster, self._settings = cluster, settings
         self._namespaces: list[str | None] = [*settings.watch_namespaces] or [None]
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._metrics = cluster.metrics
+        self._queue: WorkQueue[Key] = WorkQueue(waited=self._metrics.queue_wait_seconds.observe)
         self.store = JobStore()
         self.informers = self._make_informers()
         self._reconciler = Reconciler(cluster, settings, self.store, self.informers)
@@ -79,6 +82,21 @@ class Controller:
             return f"the watch of RewardFLJobs has missed a change for more than {DEAD_WATCH_SECONDS:.0f} s"
         return None
 
+    def jobs_by_phase(self) -> Mapping[tuple[str, str], int]:
+        """Count the jobs by namespace and phase."""
+        return self.store.by_phase()
+
+    def queue_depth(self) -> int:
+        """Return how many jobs wait for their turn."""
+        return len(self._queue)
+
+    def watch_ages(self) -> Mapping[str, float]:
+        """Return for how many seconds the watches of a kind have told nothing; of RewardFLJobs, the age of what was missed."""
+        now = monotonic()
+        missed = {REWARDFLJOBS.plural: max((now - since for since in self._missed_since.values()), default=0.0)}
+        ages = [(informer.kind.plural, now - informer.last_contact) for informer in self.informers.all]
+        return missed | {kind: max(age for each, age in ages if each == kind) for kind, _ in ages}
+
     def _make_informers(self) -> Informers:
         def make(kind: Any, selector: str) -> tuple[Informer, ...]:
             return tuple(Informer(self._cluster, kind, selector, self._queue.add, namespace) for namespace in self._namespaces)
@@ -91,19 +109,28 @@ class Controller:
 
     async def _work(self, key: Key) -> None:
         """Give one job its turn. Whatever is wrong with it stays with it."""
-        try:
-            again = await self._reconciler.reconcile(key)
-        except ApiError as error:
-            delay = self._queue.retry(key, error.retry_after or 0.0)
-            logger.warning("%s/%s: the API server answered %s; again in %.1f s", *key, error, delay)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            delay = self._queue.retry(key)
-            logger.warning("%s/%s: %s; again in %.1f s", *key, error or type(error).__name__, delay)
-        except Exception:
-            delay = self._queue.retry(key)
-            logger.exception("%s/%s: could not be reconciled; again in %.1f s", *key, delay)
-        else:
-            self._end_turn(key, again)
+        with logs.about(*key), self._metrics.reconcile_seconds.time():
+            try:
+                again = await self._reconciler.reconcile(key)
+            except ApiError as error:
+                delay = self._failed(key, str(error.status), error.retry_after or 0.0)
+                logger.warning("%s/%s: the API server answered %s; again in %.1f s", *key, error, delay)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                delay = self._failed(key, "connection")
+                logger.warning("%s/%s: %s; again in %.1f s", *key, error or type(error).__name__, delay)
+            except Exception:
+                delay = self._failed(key)
+                logger.exception("%s/%s: could not be reconciled; again in %.1f s", *key, delay)
+            else:
+                self._end_turn(key, again)
+
+    def _failed(self, key: Key, answer: str = "", at_least_seconds: float = 0.0) -> float:
+        """Count a turn that failed, by what the API server answered if it was the reason, and say when the next one comes."""
+        if answer:
+            self._metrics.api_retries.labels(answer).inc()
+        cause = "connection" if answer == "connection" else "api" if answer else "internal"
+        self._metrics.reconcile_errors.labels(cause).inc()
+        return self._queue.retry(key, at_least_seconds)
 
     def _end_turn(self, key: Key, again: float | None) -> None:
         if self.store.get(key) is None:

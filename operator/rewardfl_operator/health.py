@@ -1,17 +1,20 @@
-"""Answers the kubelet: /healthz (is it of use to start the operator again?) and /readyz (does it work yet?)."""
+"""Answers the kubelet on /healthz (would a restart help?) and /readyz (does it work?), and Prometheus on /metrics."""
 
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
 
 Check = Callable[[], str | None]
 """Returns what is wrong, or None."""
 
 
-async def serve(port: int, alive: Check, ready: Check) -> tuple[web.AppRunner, int]:
-    """Serve both until the returned runner is cleaned up. Returns it, and the port that it listens on."""
+async def serve(port: int, alive: Check, ready: Check, registry: CollectorRegistry) -> tuple[web.AppRunner, int]:
+    """Serve all three until the returned runner is cleaned up. Returns it, and the port that it listens on."""
     application = web.Application()
-    application.add_routes([web.get("/healthz", _handler(alive)), web.get("/readyz", _handler(ready))])
+    checks = [web.get("/healthz", _handler(alive)), web.get("/readyz", _handler(ready))]
+    application.add_routes([*checks, web.get("/metrics", make_aiohttp_handler(registry))])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, port=port).start()

@@ -39,7 +39,7 @@ class Informer:
     def __init__(
         self, cluster: Cluster, kind: Kind, selector: str, changed: Callable[[Key], None], namespace: str | None = None
     ) -> None:
-        self._cluster, self._kind, self._selector = cluster, kind, selector
+        self._cluster, self.kind, self._selector = cluster, kind, selector
         self._changed, self._namespace = changed, namespace
         self._objects: dict[Key, dict[str, Raw]] = {}
         self.synced = asyncio.Event()
@@ -60,10 +60,11 @@ class Informer:
                 while True:
                     version = await self._follow(version)
             except WatchExpired:
-                logger.debug("%s: the watch expired, listing again", self._kind.plural)
+                logger.debug("%s: the watch expired, listing again", self.kind.plural)
                 continue
             except (ApiError, aiohttp.ClientError, TimeoutError, ValueError) as error:
-                logger.warning("%s: %s; listing again in %.1f s", self._kind.plural, error or type(error).__name__, pause)
+                logger.warning("%s: %s; listing again in %.1f s", self.kind.plural, error or type(error).__name__, pause)
+            self._cluster.metrics.api_retries.labels("watch").inc()
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -71,7 +72,7 @@ class Informer:
         """Replace the copy by what there is now, and return its version."""
         found: dict[Key, dict[str, Raw]] = {}
         version = ""
-        async for page in self._cluster.list_pages(self._kind, self._namespace, self._selector):
+        async for page in self._cluster.list_pages(self.kind, self._namespace, self._selector):
             version = page["metadata"]["resourceVersion"]
             for item in page.get("items") or []:
                 self._put(found, item)
@@ -86,7 +87,7 @@ class Informer:
         """Take in changes until the watch ends or falls silent, and return the version to go on from."""
         opened = False
         try:
-            async for event in self._cluster.watch(self._kind, self._namespace, self._selector, version):
+            async for event in self._cluster.watch(self.kind, self._namespace, self._selector, version):
                 opened, self.last_contact = True, monotonic()
                 if event["type"] != OPENED:
                     version = event["object"]["metadata"]["resourceVersion"]

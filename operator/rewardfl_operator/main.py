@@ -22,6 +22,7 @@ from rewardfl_api.job import GROUP, PLURAL, VERSION
 from . import health, logs
 from .cluster import NOT_FOUND, REWARDFLJOBS, ApiError, Cluster
 from .controller import Controller
+from .metrics import Metrics
 from .settings import OperatorSettings
 
 CRD_POLL_SECONDS = 2.0
@@ -49,10 +50,13 @@ def main() -> None:
 async def run(settings: OperatorSettings, kubeconfig: str | None = None) -> None:
     """Run the operator until a signal ends it, or one of its parts fails."""
     async with AsyncExitStack() as stack:
-        cluster = await Cluster.connect(kubeconfig)
+        metrics = Metrics()
+        cluster = await Cluster.connect(kubeconfig, metrics)
         stack.push_async_callback(cluster.close)
         controller = Controller(cluster, settings)
-        runner, port = await health.serve(settings.health_port, controller.trouble, lambda: _readiness(controller))
+        metrics.observe(controller)
+        checks = (controller.trouble, lambda: _readiness(controller))
+        runner, port = await health.serve(settings.health_port, *checks, metrics.registry)
         stack.push_async_callback(runner.cleanup)
         logger.info("rewardfl-operator %s, health on port %d", __version__, port)
         await wait_for_crd(cluster, settings)

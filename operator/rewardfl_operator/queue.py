@@ -6,7 +6,7 @@ What is added while it is worked on is worked on again afterwards. It knows noth
 import asyncio
 import heapq
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -21,10 +21,11 @@ class WorkQueue(Generic[KeyType]):
 
     Args:
         spacing_seconds: least time between the end of one turn of a key and the start of its next.
+        waited: told, for each turn, by how many seconds it came later than it was due.
     """
 
-    def __init__(self, spacing_seconds: float = 1.0) -> None:
-        self._spacing = spacing_seconds
+    def __init__(self, spacing_seconds: float = 1.0, waited: Callable[[float], None] = lambda _: None) -> None:
+        self._spacing, self._waited = spacing_seconds, waited
         self._due: dict[KeyType, float] = {}
         self._heap: list[tuple[float, int, KeyType]] = []
         self._count = 0
@@ -54,6 +55,7 @@ class WorkQueue(Generic[KeyType]):
                 _, _, key = heapq.heappop(self._heap)
                 del self._due[key]
                 self._working.add(key)
+                self._waited(-wait)
                 return key
             self._wake.clear()
             try:

@@ -224,6 +224,7 @@ class Reconciler:
         if new.phase != previous.phase:
             logger.info("%s/%s: %s -> %s", *key, previous.phase, new.phase)
         written = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
+        self._cluster.metrics.status_writes.inc()
         self._store.put(written)
 
     async def _refuse(self, body: Raw, reason: Reason, message: str, previous: RewardFLJobStatus) -> None:

@@ -3,6 +3,7 @@
 An older version never takes the place of a newer one, so a slow watch cannot undo what was just written.
 """
 
+from collections import Counter
 from typing import Any
 
 from .informer import Key
@@ -27,6 +28,10 @@ class JobStore:
     def known(self) -> set[Key]:
         """Return the keys of all jobs."""
         return set(self._bodies)
+
+    def by_phase(self) -> Counter[tuple[str, str]]:
+        """Count the jobs by namespace and phase; one without a status counts as Pending."""
+        return Counter((key[0], _phase(body)) for key, body in self._bodies.items())
 
     def put(self, body: Raw) -> bool:
         """Keep `body` if it is newer than what is known, and return whether it was."""
@@ -53,3 +58,9 @@ def _version(body: Raw) -> int:
     """The resource version as a number: Kubernetes guarantees its order since 1.35, and etcd's revisions always had it."""
     text = body["metadata"].get("resourceVersion", "")
     return int(text) if text.isdigit() else 0
+
+
+def _phase(body: Raw) -> str:
+    """The phase as it is written there. Anybody may have written the status, so it may be anything."""
+    phase = status.get("phase") if isinstance(status := body.get("status"), dict) else None
+    return phase if isinstance(phase, str) else "Pending"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from aiohttp import ClientResponse
 
-from rewardfl_operator.cluster import Cluster
+from rewardfl_operator.cluster import READS, Cluster, Kind
 from rewardfl_operator.controller import Controller
 from rewardfl_operator.settings import OperatorSettings
 from tests.integration.operator_harness import Installation, manifest, until
@@ -40,16 +41,14 @@ class MortalCluster(Cluster):
         cluster.last_write, cluster.writes, cluster.one_by_one = last_write, [], asyncio.Lock()
         return cluster
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        request = super()._request(method, path, **options)
-        return request if method == "get" else self._write(request, f"{method} {path}")
-
-    async def _write(self, request: Any, what: str) -> Any:
+    async def _request(self, verb: str, kind: Kind, path: str, body: Any = None, **options: Any) -> ClientResponse:
+        if verb in READS:
+            return await super()._request(verb, kind, path, body, **options)
+        what = f"{verb} {path}"
         async with self.one_by_one:
             if len(self.writes) == self.last_write:
-                request.close()
                 raise Killed(what)
-            answer = await request
+            answer = await super()._request(verb, kind, path, body, **options)
             self.writes.append(what)
             if len(self.writes) == self.last_write:
                 await answer.read()
