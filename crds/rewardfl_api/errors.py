@@ -7,7 +7,7 @@ import json
 from enum import IntEnum, StrEnum
 from typing import Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from .base import ApiModel
 
@@ -87,7 +87,10 @@ class Reason(StrEnum):
 
 
 class TerminationMessage(ApiModel):
-    """What a container of the trainer image leaves in its termination message, as JSON."""
+    """What a container of the trainer image leaves in its termination message, as JSON. Image and operator may differ in age,
+    so fields that this version does not know are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     reason: Reason
     """Why it failed."""
@@ -99,18 +102,23 @@ class TerminationMessage(ApiModel):
     """The container's exit code."""
     rank: int | None = Field(default=None, ge=0)
     """Rank that failed first."""
-    log_tail: str = Field(default="", max_length=LOG_TAIL_MAX_CHARACTERS)
-    """The last lines that it logged, without secrets and control characters."""
     time: float = Field(default=0.0, ge=0)
     """Seconds since the epoch at which it failed; the smallest among the pods is the first failure."""
+    log_tail: str = Field(default="", max_length=LOG_TAIL_MAX_CHARACTERS)
+    """The last lines that it logged, without secrets and control characters. The last field: see `parse`."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read a termination message; None when it is not one (any process may have written it)."""
-        try:
-            return cls.model_validate(json.loads(text))
-        except ValueError:
-            return None
+        """Read a termination message; None when it is not one (any process may have written it).
+
+        Of a pod with more than three containers the kubelet keeps less than was written; then only the log is lost.
+        """
+        for candidate in (text, text.rpartition(', "logTail"')[0] + "}"):
+            try:
+                return cls.model_validate(json.loads(candidate))
+            except ValueError:
+                continue
+        return None
 
 
 class RewardFLError(Exception):

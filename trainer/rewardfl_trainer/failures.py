@@ -22,6 +22,7 @@ from types import FrameType
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError, TerminationMessage
 from rewardfl_api.trainer_config import TERMINATION_LOG
+from rewardfl_trainer.log_tail import TailHandler, shorten
 from rewardfl_trainer.redact import redact
 
 TERMINATION_LOG_VARIABLE = "TERMINATION_LOG"
@@ -43,24 +44,30 @@ class Terminated(BaseException):
     """The process was asked to stop (SIGTERM). A BaseException, so that no library takes it for an error of its own."""
 
 
-def run_main(main: Callable[[], None]) -> int:
-    """Run `main`, report how it failed, and return the process's exit code.
+def run_main(main: Callable[[], None], keep_log: bool = False) -> int:
+    """Run `main`, report how it failed, and return the process's exit code. `keep_log` reports the end of the log as well.
 
     SIGTERM raises `Terminated` inside `main`; a program that wants to save first installs its own handler and raises
     `Terminated` itself when it is done. Where another process of this pod has failed earlier, the exit code is that
     one's, so a launcher that runs in `run_main` exits as the rank that failed first did.
     """
+    log = TailHandler() if keep_log else None
+    if log is not None:
+        logging.getLogger().addHandler(log)
     try:
         with _sigterm_raises():
             main()
     except SystemExit as stop:
         return _of_system_exit(stop)
     except BaseException as error:  # the outermost frame: nothing may leave without a message
-        return report(error)
+        return report(error, log)
+    finally:
+        if log is not None:
+            logging.getLogger().removeHandler(log)
     return int(ExitCode.DONE)
 
 
-def report(error: BaseException) -> int:
+def report(error: BaseException, log: TailHandler | None = None) -> int:
     """Log `error`, leave it as the termination message unless an earlier one stands there, and return the exit code."""
     failure = as_rewardfl_error(error)
     message = failure.termination_message(rank=_rank(), time=time.time())
@@ -69,6 +76,8 @@ def report(error: BaseException) -> int:
         trace = "".join(traceback.format_exception(error))
         logger.error("%s", redact(trace))
     logger.error("%s: %s %s", message.reason, message.message, message.hint)
+    if log is not None:
+        message = message.copy_with(log_tail=log.text())
     return leave_message(message).exit_code
 
 
@@ -98,8 +107,19 @@ def as_rewardfl_error(error: BaseException) -> RewardFLError:
     return RewardFLError(Reason.TRAINER_FAILED, text, "See the log of this pod for the traceback.")
 
 
-def leave_message(message: TerminationMessage) -> TerminationMessage:
+def left_message() -> TerminationMessage | None:
+    """Return the message that stands in the termination log; None when there is none."""
+    try:
+        text = Path(os.environ.get(TERMINATION_LOG_VARIABLE) or TERMINATION_LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return TerminationMessage.parse(text)
+
+
+def leave_message(message: TerminationMessage, replace: bool = False) -> TerminationMessage:
     """Write `message` to the termination log unless an earlier failure stands there; return the one that stays.
+
+    `replace` writes it whatever stands there: the launcher knows more than any of its ranks.
 
     Outside a pod there is no such file, and nothing is written unless the environment names one.
     """
@@ -110,7 +130,7 @@ def leave_message(message: TerminationMessage) -> TerminationMessage:
         with os.fdopen(descriptor, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             earlier = TerminationMessage.parse(file.read().decode("utf-8", errors="replace"))
-            if earlier is not None and _is_the_cause(earlier, message):
+            if not replace and earlier is not None and _is_the_cause(earlier, message):
                 return earlier
             file.seek(0)
             file.truncate()
@@ -128,12 +148,13 @@ def _is_the_cause(earlier: TerminationMessage, later: TerminationMessage) -> boo
 
 
 def _encoded(message: TerminationMessage) -> bytes:
-    """Return the message's JSON, its texts shortened until the kubelet takes it whole."""
-    while True:
-        encoded = json.dumps(message.to_kubernetes(), ensure_ascii=False).encode()
-        if len(encoded) <= TERMINATION_LOG_MAX_BYTES:
-            return encoded
-        message = message.copy_with(message=message.message[: len(message.message) * 3 // 4], hint=message.hint[:200])
+    """Return the message's JSON, its texts shortened until the kubelet takes it whole: the log first, by whole lines."""
+    while len(encoded := json.dumps(message.to_kubernetes(), ensure_ascii=False).encode()) > TERMINATION_LOG_MAX_BYTES:
+        if message.log_tail:
+            message = message.copy_with(log_tail=shorten(message.log_tail, len(message.log_tail) * 3 // 4))
+        else:
+            message = message.copy_with(message=message.message[: len(message.message) * 3 // 4], hint=message.hint[:200])
+    return encoded
 
 
 def _of_system_exit(stop: SystemExit) -> int:

@@ -3,6 +3,7 @@
 torchrun itself always exits with 1. The Job's podFailurePolicy tells configuration and data errors, which are final, from
 failures that are tried again, so the container has to exit as the rank that failed first did. That rank has left its
 message in the termination log, which `run_main` honours; a rank that was killed could leave none, and is described here.
+Either way the end of that rank's log goes into the message.
 
 Arguments and PET_* variables are torchrun's own: `python -m rewardfl_trainer.launch -m rewardfl_trainer.train --config FILE`.
 """
@@ -11,16 +12,26 @@ import os
 import signal
 import sys
 import tempfile
+import time
+import uuid
 from pathlib import Path
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
 
-from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError, TerminationMessage
 from rewardfl_api.trainer_config import TERMINATION_LOG
-from rewardfl_trainer import rendezvous
-from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, run_main
+from rewardfl_trainer import memory_limit, rendezvous
+from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, leave_message, left_message, run_main
+from rewardfl_trainer.rank_logs import RankLogs
+
+DEFAULT_MASTER_PORT = 29500
+"""torchrun's own, where no rendezvous is asked for."""
+
+KILLED = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL)
+"""Ends that a rank does not come to because another one failed."""
 
 
 def main() -> None:
@@ -30,17 +41,69 @@ def main() -> None:
         RewardFLError: a rank failed; describes the first one.
         Terminated: this pod was asked to stop.
     """
+    kills = memory_limit.kills()
     try:
-        rendezvous.join(os.environ, lambda: run.main(sys.argv[1:]))
+        with RankLogs.of_this_process() as logs:
+            rendezvous.join(os.environ, lambda: torchrun(sys.argv[1:], logs))
     except SignalException as error:
         raise Terminated from error
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _describe(rank, failure.exitcode) from error
+        raise account_for(error, logs, out_of_memory=memory_limit.kills() > kills) from error
 
 
-def _describe(rank: int, exit_code: int) -> RewardFLError:
+def torchrun(arguments: list[str], logs: RankLogs) -> None:
+    """Run torchrun with the ranks' standard error passed through `logs`: what its own `run` does, which takes no such thing.
+
+    Raises:
+        ChildFailedError: a rank failed.
+        SignalException: this process was asked to stop.
+    """
+    options = run.parse_args(arguments)  # type: ignore[no-untyped-call]
+    if options.standalone or (options.rdzv_backend == "static" and not options.rdzv_endpoint):
+        options.rdzv_backend, options.rdzv_endpoint, options.rdzv_id = "c10d", "localhost:0", str(uuid.uuid4())
+    options.master_port = options.master_port or DEFAULT_MASTER_PORT
+    config, command, command_arguments = run.config_from_args(options)
+    config.logs_specs = logs
+    elastic_launch(config, command)(*command_arguments)
+
+
+def account_for(error: ChildFailedError, logs: RankLogs, out_of_memory: bool) -> RewardFLError:
+    """Return the first failing rank's error, and leave its message with the end of its log."""
+    left = left_message()
+    rank = first_to_fail(error, left)
+    failure = error.failures[rank]
+    described = _describe(rank, failure.exitcode, out_of_memory)
+    if left is not None and left.rank == rank:
+        message = left
+    else:
+        message = described.termination_message(rank, min(time.time(), left.time if left is not None else time.time()))
+    leave_message(message.copy_with(log_tail=logs.tail(failure.local_rank)), replace=True)
+    return described
+
+
+def first_to_fail(error: ChildFailedError, left: TerminationMessage | None) -> int:
+    """Return the rank whose failure was the first: one that was killed comes before those that noticed and said so.
+
+    torchrun looks at the ranks ten times a second and notes whole seconds, so all of one look count as one.
+    """
+    first = min(failure.timestamp for failure in error.failures.values())
+    killed = [rank for rank, failure in error.failures.items() if failure.exitcode in KILLED and failure.timestamp == first]
+    if killed:
+        return killed[0]
+    if left is not None and left.rank in error.failures:
+        return left.rank
+    rank, _ = error.get_first_failure()
+    return int(rank)
+
+
+def _describe(rank: int, exit_code: int, out_of_memory: bool) -> RewardFLError:
     """Return what is known of a rank that ended with `exit_code` (negative: the signal that killed it)."""
+    if exit_code == -signal.SIGKILL and out_of_memory:
+        return RewardFLError(
+            Reason.OUT_OF_MEMORY,
+            f"rank {rank} was killed (SIGKILL): the pod needed more memory than its limit",
+            "Raise the memory limit in spec.template, or use fewer frames or pixels.",
+        )
     if exit_code == -signal.SIGKILL:
         return RewardFLError(
             Reason.TRAINER_FAILED,

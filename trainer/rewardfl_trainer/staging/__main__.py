@@ -21,7 +21,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    code = run_main(main)
+    code = run_main(main, keep_log=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # threads that are still waiting for a server must not hold up the end of the pod; every file is whole or not there
