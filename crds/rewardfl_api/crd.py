@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from .crd_edits import edit_rules
 from .job import GROUP, KIND, NAME_MAX_CHARACTERS, PLURAL, VERSION, RewardFLJob
 from .parameters import EXPORT_FORMATS
 from .spec import RewardFLJobSpec
@@ -77,6 +78,7 @@ def generate() -> dict[str, Any]:
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
                 "metadata.name: use lower-case letters, digits and '-', beginning with a letter: it becomes a host name",
             ),
+            *edit_rules(),
         ],
     }
     names = {"kind": KIND, "listKind": f"{KIND}List", "plural": PLURAL, "singular": KIND.lower()}
@@ -93,7 +95,10 @@ def generate() -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {
+                        "status": {},
+                        "scale": {"specReplicasPath": ".spec.nodes", "statusReplicasPath": ".status.workers.active"},
+                    },
                     "additionalPrinterColumns": _columns(),
                     "schema": {"openAPIV3Schema": root},
                 }
@@ -239,7 +244,7 @@ def _training_rules() -> list[dict[str, str]]:
 
 
 def _spec_rules() -> list[dict[str, str]]:
-    """The cross-field checks of RewardFLJobSpec in CEL, and what may not change."""
+    """The cross-field checks of RewardFLJobSpec in CEL."""
     world = "self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : (has(self.processesPerNode) ? self.processesPerNode : 1))"
     batch = f"self.training.perDeviceTrainBatchSize * self.training.gradientAccumulationSteps * {world}"
     return [
@@ -254,12 +259,6 @@ def _spec_rules() -> list[dict[str, str]]:
             "* world size %d'.format([self.training.trainBatchSize, self.training.perDeviceTrainBatchSize, "
             f"self.training.gradientAccumulationSteps, {world}])",
         ),
-        _rule(
-            "self.training == oldSelf.training || self.runPolicy.suspend",
-            "training: cannot be changed while the job runs; set runPolicy.suspend to true first, or create a new job",
-        ),
-        _rule("self.dataset == oldSelf.dataset", "dataset: cannot be changed; create a new job"),
-        _rule("self.output == oldSelf.output", "output: cannot be changed; create a new job"),
     ]
 
 

@@ -14,9 +14,20 @@ MAX_PROCESSES_PER_NODE = 64
 DEFAULT_GRACE_PERIOD_SECONDS = 300
 """Time between SIGTERM and SIGKILL: enough to write and upload a checkpoint of a LoRA."""
 
+GRACE_PERIOD_VARIABLE = "REWARDFL_GRACE_PERIOD_SECONDS"
+"""Environment variable that tells the trainer the grace period of its pod."""
+
+OWN_CONTROLLER_NAME = "rewardfl.io/operator"
+"""What `managedBy` calls this operator."""
+
+_DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+CONTROLLER_NAME_PATTERN = rf"^{_DOMAIN}/[a-zA-Z0-9]([-._a-zA-Z0-9]*[a-zA-Z0-9])?$"
+"""A path with a domain before it, as batch/v1 wants it for a Job's managedBy."""
+
 SourceUri = Annotated[str, StringConstraints(pattern=SOURCE_PATTERN, max_length=4096)]
 OutputUri = Annotated[str, StringConstraints(pattern=S3_PATTERN, max_length=4096)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
+ControllerName = Annotated[str, StringConstraints(pattern=CONTROLLER_NAME_PATTERN, max_length=63)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kKMGTPE]i?)?$", max_length=32)]
 
 
@@ -82,15 +93,16 @@ class RunPolicy(ApiModel):
     """Life of the job. The Kubernetes Job controller carries it out."""
 
     suspend: bool = False
-    """Stop the pods and keep the job, or start it suspended."""
+    """Stop the pods and keep the job, or start it suspended. A running job writes a checkpoint first, within the pods' grace
+    period (300 seconds; template.spec.terminationGracePeriodSeconds), and goes on from it."""
     backoff_limit: Annotated[int, Field(ge=0, le=1000)] = 3
     """Retries after a failure that may pass. Errors in configuration or data are never retried, disruptions not counted."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    """Seconds after which a running job is failed."""
+    """Seconds after which a running job is failed. Counted from its start, and anew after each suspension."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """Seconds after which the pods of a finished job are deleted. The RewardFLJob itself stays."""
     clean_pod_policy: Literal["None", "Running", "All"] = "Running"
-    """Pods deleted when the job finishes."""
+    """Pods deleted when the job finishes. None is the same as Running: the Job controller always stops what still runs."""
 
 
 class RewardFLJobSpec(ApiModel):
@@ -118,6 +130,9 @@ class RewardFLJobSpec(ApiModel):
     """The DeepSpeed configuration."""
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     """Life of the job."""
+    managed_by: ControllerName | None = None
+    """Controller that looks after the job, e.g. kueue.x-k8s.io/multikueue. Another one than rewardfl.io/operator (also the
+    default): the operator leaves the job alone. Never changed."""
     template: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
     """Partial pod template (metadata, spec), merged into the operator's; containers by name: trainer and stage."""
 

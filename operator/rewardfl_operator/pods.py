@@ -3,10 +3,11 @@
 How the pods of a gang find each other and end together: docs/decisions/0060-gang.md.
 """
 
+import math
 from typing import Any
 
 from rewardfl_api.job import RewardFLJob
-from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS, Cache
+from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS, GRACE_PERIOD_VARIABLE, Cache
 from rewardfl_api.trainer_config import CACHE_DIR, CONFIG_KEY, CONFIG_PATH, TERMINATION_LOG, WORK_DIR
 
 from . import guard
@@ -20,8 +21,11 @@ RENDEZVOUS_PORT = 29400
 
 RENDEZVOUS_KEEP_ALIVE_SECONDS = 5
 RENDEZVOUS_STORE_TIMEOUT_SECONDS = 60
-SHUTDOWN_MARGIN_SECONDS = 20
-"""Left of the grace period for torchrun itself, after its workers have had theirs."""
+SHUTDOWN_MARGIN_SECONDS, SHUTDOWN_MARGIN_SHARE = 20, 0.1
+"""Left of the grace period for torchrun itself, after its workers have had theirs; of a short one only this share."""
+
+KUBERNETES_GRACE_PERIOD_SECONDS = 30
+"""What a pod has that names none."""
 
 USER_ID = 65532
 """`nonroot` of the published images."""
@@ -53,15 +57,25 @@ def pod_template(job: RewardFLJob, settings: OperatorSettings) -> dict[str, Any]
     policy = settings.pod_policy
     if job.spec.cache.host_path is not None and not policy.allow_host_path:
         raise guard.TemplateError(str(guard.Violation("cache.hostPath", job.spec.cache.host_path, "podPolicy.allowHostPath")))
-    baseline = merge(_own_template(job, settings), settings.trainer.pod_template)
     user = job.spec.template or {}
     guard.check_shape(user)
+    grace_seconds = _grace_seconds(settings.trainer.pod_template, user)
+    baseline = merge(_own_template(job, settings, grace_seconds), settings.trainer.pod_template)
     merged = merge(baseline, user)
     guard.check_policy(baseline, merged, policy, service_account_name(job))
     return merged
 
 
-def _own_template(job: RewardFLJob, settings: OperatorSettings) -> dict[str, Any]:
+def _grace_seconds(*templates: dict[str, Any]) -> int:
+    """Return the grace period that pods will have, so that torchrun and trainer keep to it. A bad one the API server refuses."""
+    merged: dict[str, Any] = {"spec": {"terminationGracePeriodSeconds": DEFAULT_GRACE_PERIOD_SECONDS}}
+    for template in templates:
+        merged = merge(merged, {"spec": template.get("spec") or {}})
+    seconds = merged["spec"].get("terminationGracePeriodSeconds", KUBERNETES_GRACE_PERIOD_SECONDS)
+    return seconds if isinstance(seconds, int) else DEFAULT_GRACE_PERIOD_SECONDS
+
+
+def _own_template(job: RewardFLJob, settings: OperatorSettings, grace_seconds: int) -> dict[str, Any]:
     return {
         "metadata": {
             "labels": labels(job),
@@ -73,11 +87,11 @@ def _own_template(job: RewardFLJob, settings: OperatorSettings) -> dict[str, Any
             "serviceAccountName": service_account_name(job),
             "automountServiceAccountToken": True,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": DEFAULT_GRACE_PERIOD_SECONDS,
+            "terminationGracePeriodSeconds": grace_seconds,
             "securityContext": RESTRICTED_POD,
             "imagePullSecrets": [{"name": name} for name in settings.trainer.image_pull_secrets],
             "initContainers": [_stage(job, settings)],
-            "containers": [_trainer(job, settings)],
+            "containers": [_trainer(job, settings, grace_seconds)],
             "volumes": _volumes(job),
         },
     }
@@ -94,14 +108,14 @@ def _stage(job: RewardFLJob, settings: OperatorSettings) -> dict[str, Any]:
     }
 
 
-def _trainer(job: RewardFLJob, settings: OperatorSettings) -> dict[str, Any]:
+def _trainer(job: RewardFLJob, settings: OperatorSettings, grace_seconds: int) -> dict[str, Any]:
     """The container that trains: a launcher around torchrun that keeps the exit code of the rank that failed first."""
     container = {
         **_container(job, settings),
         "name": TRAINER,
         "command": ["python", "-m", "rewardfl_trainer.launch"],
         "args": ["-m", "rewardfl_trainer.train", "--config", CONFIG_PATH],
-        "env": _common_environment(job) + _torchrun_environment(job, settings),
+        "env": _common_environment(job) + _torchrun_environment(job, settings, grace_seconds),
         "ports": [{"name": "rendezvous", "containerPort": RENDEZVOUS_PORT}],
     }
     if job.spec.gpus_per_node:
@@ -139,7 +153,7 @@ def _common_environment(job: RewardFLJob) -> list[dict[str, Any]]:
     return environment
 
 
-def _torchrun_environment(job: RewardFLJob, settings: OperatorSettings) -> list[dict[str, Any]]:
+def _torchrun_environment(job: RewardFLJob, settings: OperatorSettings, grace_seconds: int) -> list[dict[str, Any]]:
     """torchrun's settings: each of its options is also a PET_ variable. The Job controller adds JOB_COMPLETION_INDEX."""
     configuration = {
         "join_timeout": settings.trainer.rendezvous_timeout_seconds,
@@ -155,9 +169,16 @@ def _torchrun_environment(job: RewardFLJob, settings: OperatorSettings) -> list[
         "PET_RDZV_ID": job.metadata.uid,
         "PET_RDZV_CONF": ",".join(f"{key}={value}" for key, value in configuration.items()),
         "PET_MAX_RESTARTS": "0",
-        "PET_SHUTDOWN_TIMEOUT": str(DEFAULT_GRACE_PERIOD_SECONDS - SHUTDOWN_MARGIN_SECONDS),
+        "PET_SHUTDOWN_TIMEOUT": str(_shutdown_seconds(grace_seconds)),
+        GRACE_PERIOD_VARIABLE: str(grace_seconds),
     }
     return [{"name": key, "value": value} for key, value in variables.items()]
+
+
+def _shutdown_seconds(grace_seconds: int) -> int:
+    """Return how long torchrun waits for its workers after SIGTERM; they have at least a second."""
+    margin = min(SHUTDOWN_MARGIN_SECONDS, math.ceil(SHUTDOWN_MARGIN_SHARE * grace_seconds))
+    return max(1, grace_seconds - margin)
 
 
 def _volumes(job: RewardFLJob) -> list[dict[str, Any]]:

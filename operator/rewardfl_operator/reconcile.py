@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rewardfl_api.errors import Reason
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.progress import PROGRESS_KEY
+from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
 from . import events, gang, names, refusals, resources, status
@@ -75,6 +76,7 @@ class Reconciler:
         self._clock = clock
         self._applied: dict[Key, str] = {}
         self._problems: dict[Key, Problem | None] = {}
+        self._left_alone: set[Key] = set()
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job, and return in how many seconds to look again; None: when something changes.
@@ -83,7 +85,7 @@ class Reconciler:
             ApiError: the API server could not, or would not, do what was asked; try again later.
         """
         body = self._store.get(key)
-        if body is None or "deletionTimestamp" in body["metadata"]:
+        if body is None or "deletionTimestamp" in body["metadata"] or self._leaves_alone(body, key):
             return None
         previous = _previous_status(body)
         try:
@@ -111,10 +113,19 @@ class Reconciler:
         """Remember nothing more of a job that is gone."""
         self._applied.pop(key, None)
         self._problems.pop(key, None)
+        self._left_alone.discard(key)
 
     def reapply(self, key: Key) -> None:
         """Apply the job's objects again at its next reconcile, whether or not they seem to have changed."""
         self._applied.pop(key, None)
+
+    def _leaves_alone(self, body: Raw, key: Key) -> bool:
+        """Whether another controller looks after the job (`managedBy`); said once. Its spec may be one of another version."""
+        manager = (body.get("spec") or {}).get("managedBy") or OWN_CONTROLLER_NAME
+        if manager != OWN_CONTROLLER_NAME and key not in self._left_alone:
+            self._left_alone.add(key)
+            logger.info("%s/%s: left to %s, as spec.managedBy says", *key, manager)
+        return bool(manager != OWN_CONTROLLER_NAME)
 
     async def _bring_about(self, job: RewardFLJob, key: Key) -> None:
         """Make the objects, and keep the Kubernetes Job's changeable fields up to date."""

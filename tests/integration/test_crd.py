@@ -118,18 +118,6 @@ def test_a_name_that_pods_cannot_be_called_after_is_refused(cluster: LocalCluste
         cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
 
 
-def test_training_cannot_be_changed_under_a_running_job_but_while_it_is_suspended(cluster: LocalCluster) -> None:
-    manifest = copy.deepcopy(BASE)
-    manifest["metadata"]["name"] = "immutable"
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-    manifest["spec"]["training"]["learningRate"] = 0.5
-    with pytest.raises(ClusterError, match=r"cannot be changed while the job runs; set runPolicy\.suspend to true"):
-        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-    manifest["spec"]["runPolicy"] = {"suspend": True}
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-    cluster.kubectl("delete", "rewardfljob", "immutable")
-
-
 def test_a_rewards_options_are_kept_as_they_are_written_and_cannot_be_changed_under_a_running_job(cluster: LocalCluster) -> None:
     options = {"cell_pixels": 8, "Nested": {"free form": [1, 2.5, True, "text"]}}
     manifest = changed({"training": {"rewards": [{"name": "package.module:Class", "options": options}]}})

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import yaml
 
 from rewardfl_api.trainer_config import TrainerConfig
@@ -148,6 +149,26 @@ def test_ranks_have_most_of_the_grace_period_to_save() -> None:
     spec = pod_spec()
 
     assert 0 < spec["terminationGracePeriodSeconds"] - int(environment(spec["containers"][0])["PET_SHUTDOWN_TIMEOUT"]) <= 30
+
+
+@pytest.mark.parametrize(("asked", "grace", "shutdown"), [(3600, 3600, 3580), (30, 30, 27), (1, 1, 1), (None, 30, 27)])
+def test_torchrun_and_trainer_keep_to_the_templates_grace_period(asked: int | None, grace: int, shutdown: int) -> None:
+    spec = pod_spec(template={"spec": {"terminationGracePeriodSeconds": asked}})
+
+    variables = environment(spec["containers"][0])
+    assert spec.get("terminationGracePeriodSeconds", 30) == grace
+    assert (variables["PET_SHUTDOWN_TIMEOUT"], variables["REWARDFL_GRACE_PERIOD_SECONDS"]) == (str(shutdown), str(grace))
+
+
+def test_the_job_s_template_wins_over_the_installation_s_in_the_grace_period_too() -> None:
+    settings = OperatorSettings(trainer=TrainerSettings(pod_template={"spec": {"terminationGracePeriodSeconds": 60}}))
+
+    def variable(**spec: Any) -> str:
+        template = resources.indexed_job(job(**spec), settings)["spec"]["template"]["spec"]
+        return str(environment(template["containers"][0])["REWARDFL_GRACE_PERIOD_SECONDS"])
+
+    assert variable() == "60"
+    assert variable(template={"spec": {"terminationGracePeriodSeconds": 90}}) == "90"
 
 
 def test_gpus_are_asked_for_by_the_configured_name() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS
+from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS, GRACE_PERIOD_VARIABLE
 from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_trainer import random_state
 from rewardfl_trainer.checkpoint import Saver
@@ -28,7 +28,7 @@ from rewardfl_trainer.identity import FREE, TUNABLE, Identity, Rows
 from rewardfl_trainer.manifest import Manifest, ManifestError
 from rewardfl_trainer.order import Position
 from rewardfl_trainer.resume import find, restore, restore_metrics
-from rewardfl_trainer.stopping import StopRequest
+from rewardfl_trainer.stopping import StopRequest, upload_seconds
 from rewardfl_trainer.storage import Storage
 from rewardfl_trainer.uploads import Uploads
 from tests.unit.checkpoints import MAIN, saver, train_a_step
@@ -358,6 +358,16 @@ def ask_to_stop(*, breaks_off: bool = False) -> None:
 def test_sigterm_is_a_request_that_leaves_time_for_the_upload_and_is_not_forgotten() -> None:
     with pytest.raises(Terminated):
         ask_to_stop()
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(None, 240), ("3600", 3540), ("30", 24)])
+def test_a_checkpoint_has_most_of_the_pods_grace_period_to_be_uploaded(
+    monkeypatch: pytest.MonkeyPatch, grace: str | None, seconds: float
+) -> None:
+    monkeypatch.delenv(GRACE_PERIOD_VARIABLE, raising=False)
+    if grace is not None:
+        monkeypatch.setenv(GRACE_PERIOD_VARIABLE, grace)
+    assert upload_seconds() == seconds
 
 
 def test_a_collective_that_breaks_off_after_sigterm_is_no_failure() -> None:

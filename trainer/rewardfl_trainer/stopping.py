@@ -4,6 +4,7 @@ Kubernetes sends it when a pod is deleted, evicted or preempted, torchrun when a
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -14,18 +15,21 @@ import torch
 from torch import distributed
 
 from rewardfl_api.errors import RewardFLError
-from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS
+from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS, GRACE_PERIOD_VARIABLE
 
 from .environment import Process
 from .failures import Terminated
 
-MARGIN_SECONDS = 60
-"""Left of the grace period for the launcher, and for whatever comes after the upload."""
-
-GRACE_SECONDS = DEFAULT_GRACE_PERIOD_SECONDS - MARGIN_SECONDS
-"""From SIGTERM until a checkpoint has to be uploaded."""
+MARGIN_SECONDS, MARGIN_SHARE = 60, 0.2
+"""Left of the grace period for the launcher, and for whatever comes after the upload; of a short one only this share."""
 
 logger = logging.getLogger(__name__)
+
+
+def upload_seconds() -> float:
+    """Return the seconds from SIGTERM until a checkpoint has to be uploaded: the pod's grace period less a margin."""
+    grace = float(os.environ.get(GRACE_PERIOD_VARIABLE) or DEFAULT_GRACE_PERIOD_SECONDS)
+    return grace - min(MARGIN_SECONDS, MARGIN_SHARE * grace)
 
 
 class StopRequest:
@@ -44,7 +48,7 @@ class StopRequest:
     def seconds_left(self) -> float:
         """Return the seconds until a checkpoint has to be uploaded."""
         asked_at = time.monotonic() if self._requested_at is None else self._requested_at
-        return max(0.0, asked_at + GRACE_SECONDS - time.monotonic())
+        return max(0.0, asked_at + upload_seconds() - time.monotonic())
 
     def __enter__(self) -> Self:
         self._before = None

@@ -19,7 +19,7 @@ from .background import Background
 from .failures import Terminated
 from .files import METRICS_FILE, TENSORBOARD_FOLDER
 from .manifest import MANIFEST_FILE, Manifest
-from .stopping import GRACE_SECONDS
+from .stopping import upload_seconds
 from .storage import Storage, join
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -84,7 +84,7 @@ class Uploads:
         if error is None:
             self.finish()
         else:
-            self.finish(GRACE_SECONDS if isinstance(error, Terminated) else FAILED_RUN_SECONDS)
+            self.finish(upload_seconds() if isinstance(error, Terminated) else FAILED_RUN_SECONDS)
 
     def _upload_file(self, local: Path, name: str) -> bool:
         """Upload a file; return whether it is in `output`."""
