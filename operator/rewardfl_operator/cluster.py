@@ -6,7 +6,7 @@ nothing that the operator's role does not name. Every request is counted.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -29,9 +29,6 @@ _config: Any = config
 REQUEST_TIMEOUT_SECONDS = 30.0
 WATCH_SERVER_SECONDS = 300
 WATCH_CLIENT_SECONDS = 330.0
-WATCH_SILENCE_SECONDS = 70.0
-"""The API server sends a bookmark about once a minute; a watch that is silent for longer is dead."""
-
 CONNECT_SECONDS = 5.0
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_SECONDS)
 PAGE_SIZE = 500
@@ -43,6 +40,7 @@ METHODS = {
     "list": "GET",
     "watch": "GET",
     "create": "POST",
+    "replace": "PUT",
     "evict": "POST",
     "apply": "PATCH",
     "patch": "PATCH",
@@ -74,6 +72,7 @@ JOBS = Kind("batch", "v1", "Job", "jobs")
 PODS = Kind("", "v1", "Pod", "pods")
 CONFIG_MAPS = Kind("", "v1", "ConfigMap", "configmaps")
 EVENTS = Kind("", "v1", "Event", "events")
+LEASES = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 KINDS = {
     kind.kind: kind
     for kind in (
@@ -82,6 +81,7 @@ KINDS = {
         PODS,
         CONFIG_MAPS,
         EVENTS,
+        LEASES,
         Kind("", "v1", "Service", "services"),
         Kind("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
@@ -110,6 +110,13 @@ class ApiError(Exception):
         return self.status in (400, 422)
 
 
+class NotLeading(ApiError):
+    """A write that was not sent, because another replica may lead by now."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "not sent: this replica does not lead any more")
+
+
 class WatchExpired(Exception):
     """The watch cannot go on from where it was; list again."""
 
@@ -120,6 +127,8 @@ class Cluster:
     def __init__(self, api: Any, metrics: Metrics | None = None) -> None:
         self._api = api
         self.metrics = metrics if metrics is not None else Metrics()
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each write, which is refused when the answer is no."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, metrics: Metrics | None = None) -> Self:
@@ -170,7 +179,9 @@ class Cluster:
         """Return all objects of a kind."""
         return [item async for page in self.list_pages(kind, namespace, selector) for item in page.get("items") or []]
 
-    async def watch(self, kind: Kind, namespace: str | None, selector: str, version: str) -> AsyncIterator[Raw]:
+    async def watch(
+        self, kind: Kind, namespace: str | None, selector: str, version: str, silence_seconds: float
+    ) -> AsyncIterator[Raw]:
         """Yield watch events (with `type` and `object`), bookmarks included, from `version` on until the server ends them.
 
         The first one is OPENED, without an object, as soon as the server has accepted the watch.
@@ -178,17 +189,17 @@ class Cluster:
         Raises:
             WatchExpired: `version` is too old.
             ApiError: the server refuses.
-            TimeoutError: it was silent for longer than its bookmarks are apart.
+            TimeoutError: it was silent for longer than `silence_seconds`.
             aiohttp.ClientError: the connection broke.
         """
         fixed = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SERVER_SECONDS)}
         query = _said(labelSelector=selector, resourceVersion=version, **fixed)
-        timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
         response = await self._request("watch", kind, kind.path(namespace), query=query, timeout=timeout)
         try:
             yield {"type": OPENED}
-            async for line in response.content:
-                event: Raw = json.loads(line)
+            async for line in _lines(response.content):
+                event: Raw = _parsed(line)
                 if event["type"] == "ERROR":
                     raise _watch_error(event["object"])
                 yield event
@@ -209,6 +220,16 @@ class Cluster:
         kind = KINDS[manifest["kind"]]
         path = kind.path(manifest["metadata"]["namespace"])
         return await self._json(self._request("create", kind, path, manifest, query=STRICT))
+
+    async def replace(self, manifest: Raw) -> Raw:
+        """Replace the version of an object that `manifest` names, and return the new one.
+
+        Raises:
+            ApiError: 409 when it has changed since.
+        """
+        kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
+        path = kind.path(metadata["namespace"], metadata["name"])
+        return await self._json(self._request("replace", kind, path, manifest, query=STRICT))
 
     async def apply_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Raw) -> Raw:
         """Apply the status of the object that has this uid, and return the object."""
@@ -249,9 +270,12 @@ class Cluster:
         """Send a request, count it, and return the answer, which is not read yet.
 
         Raises:
+            NotLeading: it is a write, and this replica may not write.
             ApiError: the server refuses.
             aiohttp.ClientError, TimeoutError: there is no answer.
         """
+        if verb not in READS and not self.may_write():
+            raise NotLeading
         url = f"{self.configuration.host}{path}{'?' if query else ''}{urlencode(list(query))}"
         count = self.metrics.api_requests
         try:
@@ -283,8 +307,7 @@ class Cluster:
                 raise
 
     async def _json(self, request: Awaitable[aiohttp.ClientResponse]) -> Raw:
-        body: Raw = json.loads(await (await request).read())
-        return body
+        return _parsed(await (await request).read())
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
@@ -305,6 +328,28 @@ def _summary(text: str) -> str:
 def _said(**parameters: str) -> list[tuple[str, str]]:
     """Return the query parameters that are not empty."""
     return [(name, value) for name, value in parameters.items() if value]
+
+
+def _parsed(text: bytes) -> Raw:
+    """Parse an answer. One that is cut short counts as a broken connection."""
+    try:
+        content: Raw = json.loads(text)
+    except ValueError as error:
+        raise aiohttp.ClientPayloadError(f"the API server's answer is not whole: {error}") from error
+    return content
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Yield lines of any length. aiohttp's own iterator fails at 128 KiB: whoever may write an object could stop the watch."""
+    parts: list[bytes] = []
+    async for chunk in content.iter_any():
+        *ended, rest = chunk.split(b"\n")
+        for end in ended:
+            yield b"".join((*parts, end))
+            parts = []
+        parts.append(rest)
+    if any(parts):
+        yield b"".join(parts)
 
 
 def _watch_error(status: Raw) -> Exception:

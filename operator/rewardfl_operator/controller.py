@@ -11,6 +11,7 @@ import aiohttp
 from . import logs
 from .cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .informer import Informer, Key
+from .liveness import Liveness
 from .names import CHILD_SELECTOR, PROGRESS_SELECTOR
 from .queue import WorkQueue
 from .reconcile import Informers, Reconciler
@@ -22,8 +23,8 @@ Raw = dict[str, Any]
 REAPPLY_SECONDS = 600.0
 """How often the objects of a job are applied again, in case that somebody has changed or removed one."""
 
-DEAD_WATCH_SECONDS = 150.0
-"""A watch that has told nothing for that long, though there was something to tell, is dead: twice its own time limit."""
+LONGEST_TURN_SECONDS = 300.0
+"""No turn of a job takes longer; it is broken off and comes again. Each of its requests has a time limit of its own."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Controller:
         self._reconciler = Reconciler(cluster, settings, self.store, self.informers)
         self.started = asyncio.Event()
         """Set when every task of its own runs, and everything that decisions depend upon has been listed once."""
+        self._liveness = Liveness(settings.watch_silence_seconds)
         self._missed_since: dict[Key, float] = {}
         self._watched: dict[Key, str] = {}
 
@@ -74,12 +76,12 @@ class Controller:
 
     def trouble(self) -> str | None:
         """Return why the operator should be started again; None when it is well."""
-        now = monotonic()
-        silent = [informer for informer in self.informers.all if now - informer.last_contact > DEAD_WATCH_SECONDS]
+        patience = f"for more than {self._liveness.patience_seconds:.0f} s, though the API server answers"
+        silent = self._liveness.are_dead(informer.last_contact for informer in self.informers.all)
         if silent:
-            return f"{len(silent)} watches have been silent for more than {DEAD_WATCH_SECONDS:.0f} s"
-        if any(now - since > DEAD_WATCH_SECONDS for since in self._missed_since.values()):
-            return f"the watch of RewardFLJobs has missed a change for more than {DEAD_WATCH_SECONDS:.0f} s"
+            return f"{silent} watches have been silent {patience}"
+        if self._liveness.are_dead(self._missed_since.values()):
+            return f"the watch of RewardFLJobs has missed a change {patience}"
         return None
 
     def jobs_by_phase(self) -> Mapping[tuple[str, str], int]:
@@ -98,8 +100,11 @@ class Controller:
         return missed | {kind: max(age for each, age in ages if each == kind) for kind, _ in ages}
 
     def _make_informers(self) -> Informers:
+        silence = self._settings.watch_silence_seconds
+
         def make(kind: Any, selector: str) -> tuple[Informer, ...]:
-            return tuple(Informer(self._cluster, kind, selector, self._queue.add, namespace) for namespace in self._namespaces)
+            common = (self._cluster, kind, selector, self._queue.add)
+            return tuple(Informer(*common, namespace, silence) for namespace in self._namespaces)
 
         return Informers(make(JOBS, CHILD_SELECTOR), make(PODS, CHILD_SELECTOR), make(CONFIG_MAPS, PROGRESS_SELECTOR))
 
@@ -111,7 +116,8 @@ class Controller:
         """Give one job its turn. Whatever is wrong with it stays with it."""
         with logs.about(*key), self._metrics.reconcile_seconds.time():
             try:
-                again = await self._reconciler.reconcile(key)
+                async with asyncio.timeout(LONGEST_TURN_SECONDS):
+                    again = await self._reconciler.reconcile(key)
             except ApiError as error:
                 delay = self._failed(key, str(error.status), error.retry_after or 0.0)
                 logger.warning("%s/%s: the API server answered %s; again in %.1f s", *key, error, delay)
@@ -148,7 +154,9 @@ class Controller:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
                 await self._resync()
+                self._liveness.answered()
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                self._liveness.failed()
                 logger.warning("resync: %s; again in %.0f s", error or type(error).__name__, self._settings.resync_seconds)
             if monotonic() - reapplied > REAPPLY_SECONDS:
                 reapplied = monotonic()

@@ -34,13 +34,20 @@ class Informer:
         selector: label selector, evaluated by the server.
         changed: called with the job that a change concerns.
         namespace: the only namespace to watch; None for all.
+        silence_seconds: after which a watch that says nothing is opened anew.
     """
 
     def __init__(
-        self, cluster: Cluster, kind: Kind, selector: str, changed: Callable[[Key], None], namespace: str | None = None
+        self,
+        cluster: Cluster,
+        kind: Kind,
+        selector: str,
+        changed: Callable[[Key], None],
+        namespace: str | None = None,
+        silence_seconds: float = 70.0,
     ) -> None:
         self._cluster, self.kind, self._selector = cluster, kind, selector
-        self._changed, self._namespace = changed, namespace
+        self._changed, self._namespace, self._silence = changed, namespace, silence_seconds
         self._objects: dict[Key, dict[str, Raw]] = {}
         self.synced = asyncio.Event()
         self.last_contact = monotonic()
@@ -87,7 +94,7 @@ class Informer:
         """Take in changes until the watch ends or falls silent, and return the version to go on from."""
         opened = False
         try:
-            async for event in self._cluster.watch(self.kind, self._namespace, self._selector, version):
+            async for event in self._cluster.watch(self.kind, self._namespace, self._selector, version, self._silence):
                 opened, self.last_contact = True, monotonic()
                 if event["type"] != OPENED:
                     version = event["object"]["metadata"]["resourceVersion"]

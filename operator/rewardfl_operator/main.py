@@ -8,12 +8,15 @@ import argparse
 import asyncio
 import logging
 import os
+import random
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import kopf
 
 from rewardfl_api import __version__
@@ -22,10 +25,13 @@ from rewardfl_api.job import GROUP, PLURAL, VERSION
 from . import health, logs
 from .cluster import NOT_FOUND, REWARDFLJOBS, ApiError, Cluster
 from .controller import Controller
+from .leader import Leadership, LeadershipLost
 from .metrics import Metrics
 from .settings import OperatorSettings
 
 CRD_POLL_SECONDS = 2.0
+NO_CRD = "the API server does not know RewardFLJobs yet; install the CRD (the chart does, with crds.enabled)"
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 EXIT_SECONDS = 20.0
 """Time after SIGTERM at which kopf ends the process whatever still runs."""
 
@@ -44,23 +50,45 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"rewardfl-operator: {arguments.settings}: {error}")
     logs.configure(settings.log_format, settings.log_level)
-    asyncio.run(run(settings, arguments.kubeconfig or None))
+    try:
+        asyncio.run(run(settings, arguments.kubeconfig or None))
+    except (LeadershipLost, ValueError) as error:
+        logger.error("%s", error)
+        sys.exit(1)
 
 
 async def run(settings: OperatorSettings, kubeconfig: str | None = None) -> None:
-    """Run the operator until a signal ends it, or one of its parts fails."""
+    """Run the operator until a signal ends it, or one of its parts fails.
+
+    Raises:
+        LeadershipLost: another replica leads, or may do so soon. The process has to end.
+    """
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         cluster = await Cluster.connect(kubeconfig, metrics)
         stack.push_async_callback(cluster.close)
         controller = Controller(cluster, settings)
         metrics.observe(controller)
-        checks = (controller.trouble, lambda: _readiness(controller))
+        leadership = await _candidate(stack, settings, kubeconfig, cluster)
+        checks = (controller.trouble, lambda: _readiness(controller, leadership))
         runner, port = await health.serve(settings.health_port, *checks, metrics.registry)
         stack.push_async_callback(runner.cleanup)
         logger.info("rewardfl-operator %s, health on port %d", __version__, port)
-        await wait_for_crd(cluster, settings)
-        await first_to_end(controller.run(), watch(controller, cluster, settings))
+        await first_to_end(_signal(), operate(controller, cluster, settings, leadership))
+
+
+async def operate(controller: Controller, cluster: Cluster, settings: OperatorSettings, leadership: Leadership | None) -> None:
+    """Wait for this replica's turn to lead, and lead."""
+    await wait_for_crd(cluster, settings)
+    if leadership is None:
+        cluster.metrics.leader.set(1)
+        return await first_to_end(controller.run(), watch(controller, cluster, settings))
+    cluster.metrics.leader.set_function(lambda: float(leadership.is_held()))
+    try:
+        await leadership.acquire()
+        await first_to_end(leadership.hold(), controller.run(), watch(controller, cluster, settings))
+    finally:
+        await leadership.release()
 
 
 async def watch(controller: Controller, cluster: Cluster, settings: OperatorSettings) -> None:
@@ -68,7 +96,7 @@ async def watch(controller: Controller, cluster: Cluster, settings: OperatorSett
     await controller.started.wait()
     await kopf.operator(
         registry=registry_of(controller, cluster),
-        settings=kopf_settings(),
+        settings=kopf_settings(settings),
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         standalone=True,
@@ -90,16 +118,27 @@ def registry_of(controller: Controller, cluster: Cluster) -> kopf.OperatorRegist
     return registry
 
 
-def kopf_settings() -> kopf.OperatorSettings:
+class EndlessBackOff:
+    """Seconds between the attempts of a request, for as long as it takes: kopf gives up, and ends, when they run out."""
+
+    def __iter__(self) -> Iterator[float]:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def kopf_settings(own: OperatorSettings) -> kopf.OperatorSettings:
     """Return kopf's settings. Watches that stall are given up; kopf stores nothing in the objects and posts no events."""
     settings = kopf.OperatorSettings()
-    settings.watching.inactivity_timeout = 70
+    settings.watching.inactivity_timeout = own.watch_silence_seconds
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
     settings.watching.chunk_size = 500
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = EndlessBackOff()
     settings.scanning.disabled = True
     settings.queueing.worker_limit = 100
     settings.queueing.exit_timeout = 2
@@ -129,20 +168,44 @@ def connection_info(cluster: Cluster) -> kopf.ConnectionInfo:
 
 
 async def wait_for_crd(cluster: Cluster, settings: OperatorSettings) -> None:
-    """Wait until the API server knows RewardFLJobs: the chart may install the definition at this very moment."""
+    """Wait until the API server knows RewardFLJobs: the chart may install the definition, or the role, at this very moment.
+
+    An API server that is down is waited for as well: to end would only bring longer and longer pauses between restarts.
+    """
     namespace = settings.watch_namespaces[0] if settings.watch_namespaces else None
-    told = False
+    told = ""
     while True:
         try:
             async for _ in cluster.list_pages(REWARDFLJOBS, namespace):
                 return
-        except ApiError as error:
-            if error.status != NOT_FOUND:
-                raise
-        if not told:
-            logger.warning("the API server does not know RewardFLJobs yet; install the CRD (the chart does, with crds.enabled)")
-            told = True
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            missing = isinstance(error, ApiError) and error.status == NOT_FOUND
+            trouble = NO_CRD if missing else f"RewardFLJobs cannot be listed: {error or type(error).__name__}; trying again"
+        if trouble != told:
+            logger.warning(trouble)
+            told = trouble
         await asyncio.sleep(CRD_POLL_SECONDS)
+
+
+async def _candidate(
+    stack: AsyncExitStack, settings: OperatorSettings, kubeconfig: str | None, cluster: Cluster
+) -> Leadership | None:
+    """Return this replica's part in the election, upon which all writes of `cluster` depend; None without election."""
+    if not settings.leader_election.enabled:
+        return None
+    connection = await Cluster.connect(kubeconfig, cluster.metrics)
+    stack.push_async_callback(connection.close)
+    leadership = Leadership(connection, settings.leader_election)
+    cluster.may_write = leadership.is_held
+    return leadership
+
+
+async def _signal() -> None:
+    """Wait for SIGTERM or SIGINT. kopf takes the signals over as soon as it runs, and ends by itself."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    await ended.wait()
 
 
 async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
@@ -159,8 +222,11 @@ async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-def _readiness(controller: Controller) -> str | None:
-    return None if controller.started.is_set() else "the first listing is not complete"
+def _readiness(controller: Controller, leadership: Leadership | None) -> str | None:
+    """A replica that stands by is ready: otherwise no rolling upgrade would ever be complete."""
+    if controller.started.is_set() or (leadership is not None and leadership.leader not in ("", leadership.identity)):
+        return None
+    return "the first listing is not complete"
 
 
 if __name__ == "__main__":

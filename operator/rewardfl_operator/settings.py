@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from rewardfl_api.base import ApiModel
 
@@ -51,6 +51,32 @@ class NetworkPolicySettings(ApiModel):
     """Make one for each job, which lets in only the job's own pods."""
 
 
+class LeaderElectionSettings(ApiModel):
+    """Which of several replicas does the work. Times as in client-go, where they have proved themselves."""
+
+    enabled: bool = True
+    """Lead only while holding a Lease. Without it there must never be two operators at once."""
+    lease_name: Name = "rewardfl-operator"
+    """Name of the Lease."""
+    namespace: Annotated[str, StringConstraints(max_length=63)] = ""
+    """Namespace of the Lease. Empty: the pod's own."""
+    lease_duration_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
+    """How long the others wait after the leader's last renewal before one of them takes over."""
+    renew_deadline_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """How long the leader goes on after its last renewal. Less than leaseDurationSeconds, so that two never lead at once."""
+    retry_seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    """How often the leader renews the Lease, and the others look at it."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.retry_seconds < self.renew_deadline_seconds < self.lease_duration_seconds:
+            raise ValueError(
+                f"retrySeconds={self.retry_seconds:g}, renewDeadlineSeconds={self.renew_deadline_seconds:g},"
+                f" leaseDurationSeconds={self.lease_duration_seconds}: each must be less than the next (2, 10, 15)"
+            )
+        return self
+
+
 class OperatorSettings(ApiModel):
     """Everything that the operator is told."""
 
@@ -62,10 +88,14 @@ class OperatorSettings(ApiModel):
     """Network policies that the operator makes."""
     watch_namespaces: list[Name] = Field(default_factory=list)
     """Namespaces to serve. Empty: all of them."""
+    leader_election: LeaderElectionSettings = Field(default_factory=LeaderElectionSettings)
+    """Which of several replicas does the work."""
     workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Jobs reconciled at the same time."""
     resync_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How often the list of jobs is compared with what the watch has told."""
+    watch_silence_seconds: Annotated[float, Field(gt=0, le=3600)] = 70.0
+    """A watch that is silent for longer is opened anew. The API server sends a bookmark about once a minute."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of /healthz and /readyz. 0 takes a free one."""
     log_format: Literal["text", "json"] = "text"

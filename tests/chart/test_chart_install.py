@@ -77,6 +77,8 @@ def test_uninstalling_leaves_the_definition_and_the_jobs_and_nothing_else(cluste
         "ClusterRoleBinding/rewardfl-system:rewardfl-operator",
         "ConfigMap/rewardfl-operator",
         "Deployment/rewardfl-operator",
+        "Role/rewardfl-operator-leader",
+        "RoleBinding/rewardfl-operator-leader",
         "ServiceAccount/rewardfl-operator",
     ]
     assert installed(cluster) == []
@@ -131,7 +133,8 @@ def test_namespaced_installations_have_no_rights_beyond_their_namespaces(cluster
     found = rendered(cluster, tmp_path, watchNamespaces=["a", "b"], rbac={"aggregate": False})
 
     kinds = [(item["kind"], item["metadata"].get("namespace")) for item in found if "Role" in item["kind"]]
-    assert sorted(kinds) == [("Role", "a"), ("Role", "b"), ("RoleBinding", "a"), ("RoleBinding", "b")]
+    served = [("Role", "a"), ("Role", "b"), ("RoleBinding", "a"), ("RoleBinding", "b")]
+    assert sorted(kinds) == sorted([*served, ("Role", NAMESPACE), ("RoleBinding", NAMESPACE)])  # the last two: its Lease
 
 
 def test_the_operator_may_read_no_secrets_and_nothing_by_wildcard(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -112,34 +112,40 @@ class Installation:
         self.cluster.kubectl("wait", "--for=condition=Established", "crd/rewardfljobs.rewardfl.io", "--timeout=60s")
 
     @contextmanager
-    def operator(self, **settings: Any) -> Iterator[Operator]:
+    def operator(self, kubeconfig: str = "", **settings: Any) -> Iterator[Operator]:
         """Run the operator with the chart's settings, as the chart's service account; `settings` are its own, in camelCase."""
-        running = self.launch(**settings)
+        running = self.launch(kubeconfig, **settings)
         try:
             yield running
         finally:
             if running.process.poll() is None:
                 running.kill()
 
-    def launch(self, **settings: Any) -> Operator:
+    def launch(self, kubeconfig: str = "", **settings: Any) -> Operator:
         """Start an operator and wait until it is ready."""
+        operator = self.start_process(kubeconfig, **settings)
+        try:
+            until("the operator is ready", lambda: self._ready_or_dead(operator))
+        except BaseException:
+            operator.process.kill()
+            raise
+        return operator
+
+    def start_process(self, kubeconfig: str = "", **settings: Any) -> Operator:
+        """Start an operator. Unless it is told otherwise it is alone, and takes part in no election."""
         number = len(self.operators)
         chart = self.get("configmap", "rewardfl-operator", NAMESPACE)["data"]["settings.yaml"]
         file = self.folder / f"settings-{number}.yaml"
-        own = {"healthPort": 0, "resyncSeconds": 30, **settings}
+        own = {"healthPort": 0, "resyncSeconds": 30, "leaderElection": {"enabled": False}, **settings}
         file.write_text(yaml.safe_dump({**yaml.safe_load(chart), **own}), encoding="utf-8")
         log = self.folder / f"operator-{number}.log"
-        command = [sys.executable, "-m", "rewardfl_operator.main", "--settings", str(file), "--kubeconfig", self.kubeconfig()]
+        command = [sys.executable, "-m", "rewardfl_operator.main", "--settings", str(file)]
+        command += ["--kubeconfig", kubeconfig or self.kubeconfig()]
         environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         operator = Operator(process, log)
         self.operators.append(operator)
-        try:
-            until("the operator is ready", lambda: self._ready_or_dead(operator))
-        except BaseException:
-            process.kill()
-            raise
         return operator
 
     def kubeconfig(self) -> str:

@@ -1,0 +1,153 @@
+"""Several replicas of the operator on a real API server: one works, another takes over, and no job is ever made twice."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewardfl_operator.cluster import Cluster
+from rewardfl_operator.leader import Leadership
+from rewardfl_operator.settings import LeaderElectionSettings
+from tests.integration.api_proxy import ApiProxy, Fault, api_proxy
+from tests.integration.operator_harness import NAMESPACE, Installation, Operator, manifest, until
+
+pytestmark = pytest.mark.slow
+
+TAKE_OVER_SECONDS = 30.0
+HAND_OVER_SECONDS = 6.0
+"""Less than half of a Lease's duration: it was given back."""
+
+SHIPPED = {"enabled": True, "leaseName": "rewardfl-operator", "namespace": NAMESPACE}
+BRIEF = {**SHIPPED, "leaseDurationSeconds": 5, "renewDeadlineSeconds": 4, "retrySeconds": 0.4}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder: Path = tmp_path_factory.mktemp("installation")
+    with Installation.start(folder) as installation:
+        yield installation
+    for operator in installation.operators:
+        assert "403" not in operator.text(), "the operator was refused something that the chart's role should allow"
+        assert "Traceback" not in operator.text()
+
+
+@contextmanager
+def replicas(installation: Installation, election: dict[str, Any], *kubeconfigs: str) -> Iterator[list[Operator]]:
+    """Run one operator for each kubeconfig; the first leads. What is still alive at the end is killed."""
+    running: list[Operator] = []
+    try:
+        for kubeconfig in kubeconfigs:
+            running.append(installation.launch(kubeconfig, leaderElection=election))
+            until("somebody leads", lambda: leads(running[0]))
+        yield running
+    finally:
+        for operator in running:
+            if operator.process.poll() is None:
+                operator.kill()
+
+
+def leads(operator: Operator) -> bool:
+    return "leads now" in operator.text() and operator.health("/readyz") == 200
+
+
+def made_jobs(installation: Installation) -> list[str]:
+    """Names of all Kubernetes Jobs that belong to a RewardFLJob."""
+    answer = installation.cluster.kubectl("get", "jobs", "-A", "-l", "rewardfl.io/job-name", "-o", "json")
+    return sorted(item["metadata"]["labels"]["rewardfl.io/job-name"] for item in json.loads(answer)["items"])
+
+
+def writes_to_jobs(proxy: ApiProxy, since: int) -> list[str]:
+    """What an operator has asked the API server to change from its request number `since` on."""
+    return [f"{call.method} {call.path}" for call in proxy.seen[since:] if call.is_write]
+
+
+def test_one_of_two_replicas_works_and_the_other_takes_over(installation: Installation) -> None:
+    with replicas(installation, SHIPPED, "", "") as (first, second):
+        installation.create(manifest("led"))
+        installation.wait_for_pods("led", 2)
+        assert not leads(second)
+        assert (second.health("/readyz"), second.health("/healthz")) == (200, 200)
+
+        began = time.monotonic()
+        assert first.stop() == 0
+        until("the other one leads at once", lambda: leads(second))
+        assert time.monotonic() - began < HAND_OVER_SECONDS, "the Lease was not given back"
+
+        third = installation.launch(leaderElection=SHIPPED)
+        try:
+            began = time.monotonic()
+            second.kill()
+            installation.create(manifest("taken-over"))
+            installation.wait_for_pods("taken-over", 2)
+            assert time.monotonic() - began < TAKE_OVER_SECONDS
+            assert leads(third)
+        finally:
+            third.kill()
+    lease = installation.get("lease", "rewardfl-operator", NAMESPACE)["spec"]
+    assert lease["leaseTransitions"] == 2
+    assert made_jobs(installation) == ["led", "taken-over"]
+
+
+async def test_of_replicas_that_try_at_the_same_moment_one_gets_the_lease(installation: Installation) -> None:
+    settings = LeaderElectionSettings(lease_name="rewardfl-operator", namespace=NAMESPACE, retry_seconds=0.4)
+    installation.cluster.kubectl("delete", "lease", "rewardfl-operator", "--namespace", NAMESPACE, "--ignore-not-found")
+    clusters = [await Cluster.connect(installation.kubeconfig()) for _ in range(4)]
+    candidates = [Leadership(cluster, settings, f"candidate-{number}") for number, cluster in enumerate(clusters)]
+    waiting = [asyncio.create_task(candidate.acquire()) for candidate in candidates]
+    for _ in candidates:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        (first,) = done
+        held = [candidate for candidate in candidates if candidate.is_held()]
+        assert [candidate.identity for candidate in held] == [candidates[waiting.index(first)].identity]
+        await held[0].release()
+        waiting[waiting.index(first)] = asyncio.create_task(asyncio.Event().wait())
+    for task in waiting:
+        task.cancel()
+    for cluster in clusters:
+        await cluster.close()
+
+
+def test_a_leader_that_was_frozen_ends_without_a_write(installation: Installation, tmp_path: Path) -> None:
+    with api_proxy(installation.kubeconfig()) as proxy:
+        through_proxy = proxy.kubeconfig(installation.kubeconfig(), tmp_path / "proxy.kubeconfig")
+        with replicas(installation, BRIEF, through_proxy, "") as (frozen, heir):
+            frozen.process.send_signal(signal.SIGSTOP)
+            before = len(proxy.seen)
+            until("the other one leads", lambda: leads(heir))
+            installation.create(manifest("in-between"))
+            installation.wait_for_pods("in-between", 2)
+
+            frozen.process.send_signal(signal.SIGCONT)
+
+            assert frozen.process.wait(timeout=20) == 1
+            assert "was not renewed for 4 s" in frozen.text()
+            assert writes_to_jobs(proxy, before) == []
+            assert heir.process.poll() is None
+    assert made_jobs(installation).count("in-between") == 1
+
+
+def test_an_api_server_that_is_away_for_longer_than_a_lease_stops_nobody_for_good(
+    installation: Installation, tmp_path: Path
+) -> None:
+    with api_proxy(installation.kubeconfig()) as proxy:
+        through_proxy = proxy.kubeconfig(installation.kubeconfig(), tmp_path / "proxy.kubeconfig")
+        with replicas(installation, BRIEF, through_proxy, through_proxy) as (leader, standby):
+            with proxy.with_rule(lambda _: Fault(refuse=True)):
+                assert leader.process.wait(timeout=20) == 1, "without the Lease it must not go on"
+                restarted = installation.start_process(through_proxy, leaderElection=BRIEF)
+                time.sleep(BRIEF["leaseDurationSeconds"])
+                assert [standby.process.poll(), restarted.process.poll()] == [None, None]
+                assert standby.health("/healthz") == restarted.health("/healthz") == 200
+            try:
+                installation.create(manifest("after-the-outage"))
+                installation.wait_for_pods("after-the-outage", 2)
+                assert leads(standby) != leads(restarted)
+            finally:
+                restarted.kill()
+    assert made_jobs(installation).count("after-the-outage") == 1
