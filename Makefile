@@ -86,14 +86,16 @@ format: setup ## let ruff format and fix
 	$(BIN)/ruff check -q --fix .
 
 .PHONY: generate
-generate: setup ## write the CRD and the documentation's tables from the models
+generate: setup ## write the CRD, the documentation's tables and the chart's schema and README
 	@$(BIN)/python -m rewardfl_api.crd --write $(CRD_FILES)
 	$(BIN)/python -m rewardfl_api.docs --write $(DOC_FILES)
+	$(BIN)/python -m charts.generate --write
 
 .PHONY: check-generated
 check-generated: setup ## fail when a generated file is not current
 	@$(BIN)/python -m rewardfl_api.crd --check $(CRD_FILES)
 	$(BIN)/python -m rewardfl_api.docs --check $(DOC_FILES)
+	$(BIN)/python -m charts.generate --check
 
 .PHONY: lock
 lock: $(UV) ## lock the dependencies again, with hashes and without addresses

@@ -1,3 +1,3 @@
 """The RewardFLJob API: the one place where fields, ranges, defaults and their documentation are written."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

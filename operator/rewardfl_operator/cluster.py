@@ -49,6 +49,7 @@ METHODS = {
 HEADERS = {"Accept": JSON, "User-Agent": f"{FIELD_MANAGER}/{__version__}"}
 READS = ("get", "list", "watch")
 STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
+DRY_RUN = (("dryRun", "All"),)
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,15 @@ class Cluster:
         metadata, kind = manifest["metadata"], KINDS[manifest["kind"]]
         return await self._apply(kind, kind.path(metadata["namespace"], metadata["name"]), manifest)
 
-    async def create(self, manifest: Raw) -> Raw:
-        """Create an object, unknown fields refused, and return it as it is stored.
+    async def create(self, manifest: Raw, *, dry_run: bool = False) -> Raw:
+        """Create an object, unknown fields refused, and return it as it is stored; a dry run only returns what would be.
 
         Raises:
             ApiError: 409 when there is one of that name.
         """
         kind = KINDS[manifest["kind"]]
         path = kind.path(manifest["metadata"]["namespace"])
-        return await self._json(self._request("create", kind, path, manifest, query=STRICT))
+        return await self._json(self._request("create", kind, path, manifest, query=(*STRICT, *(DRY_RUN if dry_run else ()))))
 
     async def replace(self, manifest: Raw) -> Raw:
         """Replace the version of an object that `manifest` names, and return the new one.

