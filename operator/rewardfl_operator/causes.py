@@ -1,7 +1,7 @@
 """Why pods failed, or do not start: from termination messages, exit codes and what the kubelet and the scheduler say. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydantic.alias_generators import to_camel
@@ -12,6 +12,7 @@ from rewardfl_api.reasons import EXPLANATIONS
 from .observed import Container, Pod, Seen
 
 SIGKILL_EXIT_CODE = 137
+LARGEST_EXIT_CODE = 255
 LONGEST_MESSAGE = 2048
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -43,15 +44,24 @@ class Cause:
     hint: str = ""
     exit_code: int | None = None
     time: datetime = NEVER
+    pod: str = ""
+    container: str = ""
+    rank: int | None = None
+    log_tail: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """What to do; empty where nothing has to be done."""
+        return self.hint or EXPLANATIONS[self.reason].remedy
 
     @property
     def text(self) -> str:
         """What happened and what to do, for a condition."""
-        remedy, message = self.hint or EXPLANATIONS[self.reason].remedy, self.message.strip()
-        return f"{message if message.endswith(('.', '!', '?')) else message + '.'} {remedy}".strip()
+        message = self.message.strip()
+        return f"{message if message.endswith(('.', '!', '?')) else message + '.'} {self.remedy}".strip()
 
     @property
-    def rank(self) -> tuple[int, datetime]:
+    def order(self) -> tuple[int, datetime]:
         """Sorts the causes of one failure: what ends the job, then what is specific, then the rest; the earliest first."""
         if self.exit_code in FINAL_EXIT_CODES:
             return 0, self.time
@@ -70,11 +80,13 @@ def of_pod(pod: Pod) -> Cause | None:
     ended = next((container for container in (pod.stage, pod.trainer) if container.exit_code not in (None, 0)), None)
     if pod.is_disrupted and (ended is None or ended.exit_code not in FINAL_EXIT_CODES):
         seen = pod.conditions["DisruptionTarget"]
-        return Cause(Reason.DISRUPTED, f"pod {pod.name}: {seen.message or seen.reason}", time=seen.time or NEVER)
+        told = f"pod {pod.name}: {seen.message or seen.reason}"[:LONGEST_MESSAGE]
+        return Cause(Reason.DISRUPTED, told, time=seen.time or NEVER, pod=pod.name)
     if ended is not None:
-        return _of_container(pod, ended)
+        return replace(_of_container(pod, ended), pod=pod.name, container=ended.name)
     if pod.phase == "Failed":
-        return Cause(Reason.TRAINER_FAILED, f"pod {pod.name}: {pod.reason or 'failed'}: {pod.message}"[:LONGEST_MESSAGE])
+        told = f"pod {pod.name}: {pod.reason or 'failed'}: {pod.message}"[:LONGEST_MESSAGE]
+        return Cause(Reason.TRAINER_FAILED, told, pod=pod.name)
     return None
 
 
@@ -82,7 +94,7 @@ def first_failure(pods: tuple[Pod, ...]) -> Cause | None:
     """Return the cause of the last attempt's failure: of the newest pod of each index, what failed first."""
     newest = {pod.index: pod for pod in sorted(pods, key=lambda pod: pod.created)}
     causes = [cause for cause in map(of_pod, newest.values()) if cause is not None]
-    return min(causes, key=lambda cause: cause.rank, default=None)
+    return min(causes, key=lambda cause: cause.order, default=None)
 
 
 def last_failure(pods: tuple[Pod, ...]) -> tuple[Cause, datetime] | None:
@@ -93,7 +105,7 @@ def last_failure(pods: tuple[Pod, ...]) -> tuple[Cause, datetime] | None:
     began = max(pod.created for pod in newest.values())
     together = [pod for pod in newest.values() if failed_at(pod) >= began]
     causes = [cause for cause in map(of_pod, together) if cause is not None]
-    return min(causes, key=lambda cause: cause.rank), max(failed_at(pod) for pod in together)
+    return min(causes, key=lambda cause: cause.order), max(failed_at(pod) for pod in together)
 
 
 def failed_at(pod: Pod) -> datetime:
@@ -125,7 +137,8 @@ def _of_container(pod: Pod, container: Container) -> Cause:
     left = TerminationMessage.parse(container.message)
     if left is not None:
         time = datetime.fromtimestamp(left.time, UTC) if 0 < left.time < NEVER.timestamp() else finished
-        return Cause(left.reason, in_resource_spelling(left.message), in_resource_spelling(left.hint), code, time)
+        message, hint = in_resource_spelling(left.message), in_resource_spelling(left.hint)
+        return Cause(left.reason, message, hint, code, time, rank=left.rank, log_tail=left.log_tail)
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == "OOMKilled":
         message = f"{where} was killed because it needed more memory than its limit."
@@ -160,15 +173,9 @@ def _waiting(pod: Pod) -> Cause | None:
     return None
 
 
-def restarts(pods: tuple[Pod, ...]) -> int:
-    """Return how often the gang was started again after a failure: as often as its most failing member was replaced."""
-    replaced = (sum(_counts(pod) for pod in group[:-1]) for group in _by_index(pods))
-    return max(replaced, default=0)
-
-
 def is_retried(cause: Cause, pods: tuple[Pod, ...], backoff_limit: int) -> bool:
     """Whether the Job controller tries again after `cause`: it is not final, and no index has used up its retries."""
-    failures = max((sum(map(_counts, group)) for group in _by_index(pods)), default=0)
+    failures = max((sum(map(counts, group)) for group in _by_index(pods)), default=0)
     return cause.exit_code not in FINAL_EXIT_CODES and failures <= backoff_limit
 
 
@@ -180,6 +187,6 @@ def _by_index(pods: tuple[Pod, ...]) -> list[list[Pod]]:
     return list(groups.values())
 
 
-def _counts(pod: Pod) -> bool:
+def counts(pod: Pod) -> bool:
     """Whether the Job controller counts `pod` as a failure."""
     return pod.phase == "Failed" and not pod.is_disrupted

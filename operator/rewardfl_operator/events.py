@@ -1,7 +1,8 @@
 """Which Kubernetes events a change of status is worth, and how they are written. Pure.
 
-An event's name is made from what it says, so saying it again updates it instead of adding one: no storms, and an operator that
-is killed between an event and the status it belongs to repeats itself without harm.
+The name of an event of a new phase is made from the status that it follows upon: there is exactly one for each change, also when
+the operator is killed between it and the status it belongs to and repeats itself in other words. The name of any other event is
+made from what it says, so saying it again updates it instead of adding one: no storms.
 """
 
 import hashlib
@@ -25,6 +26,8 @@ WORTH_A_WARNING = (
     Reason.IMAGE_PULL_FAILED,
     Reason.SECRET_MISSING,
     Reason.VOLUME_MISSING,
+    Reason.QUOTA_EXCEEDED,
+    Reason.ADMISSION_REFUSED,
     Reason.RESTARTING,
     Reason.DISRUPTED,
 )
@@ -39,21 +42,27 @@ class Event:
     kind: Literal["Normal", "Warning"]
     reason: str
     note: str
+    follows: str = ""
+    """What it follows upon, if that and not the note is what makes it one of its own."""
 
 
 def of_change(before: RewardFLJobStatus, after: RewardFLJobStatus) -> Iterator[Event]:
-    """Yield the events of a change of status: one for a new phase, one for a new trouble."""
+    """Yield the events of a change of status: one for a new phase, one for each new trouble."""
     old, new = _running(before), _running(after)
     if after.phase != before.phase and after.phase is not None:
         failed = after.phase == "Failed"
         told = _find(after, "Failed") if failed else new
-        yield Event("Warning" if failed else "Normal", after.phase, _note(told))
+        follows = before.model_dump_json()
+        yield Event("Warning" if failed else "Normal", after.phase, _note(told), follows)
     if (
         new is not None
         and new.reason in WORTH_A_WARNING
         and (old is None or (old.reason, old.message) != (new.reason, new.message))
     ):
         yield Event("Warning", new.reason, new.message)
+    stale = _find(after, "ProgressStale")
+    if stale is not None and stale.reason == Reason.TRAINER_SILENT and _reason(before, "ProgressStale") != stale.reason:
+        yield Event("Warning", stale.reason, stale.message)
 
 
 def of_problem(problem: Problem) -> Event:
@@ -64,7 +73,8 @@ def of_problem(problem: Problem) -> Event:
 def manifest(event: Event, job: RewardFLJob, now: datetime) -> dict[str, Any]:
     """Return `event` as Kubernetes stores it."""
     metadata = job.metadata
-    digest = hashlib.sha256(f"{metadata.uid}/{event.kind}/{event.reason}/{event.note}".encode()).hexdigest()[:16]
+    identity = f"{metadata.uid}/{event.kind}/{event.reason}/{event.follows or event.note}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     time = now.replace(microsecond=0).isoformat().replace("+00:00", "Z")
     return {
         "apiVersion": "v1",
@@ -94,6 +104,11 @@ def manifest(event: Event, job: RewardFLJob, now: datetime) -> dict[str, Any]:
 
 def _running(status: RewardFLJobStatus) -> Condition | None:
     return _find(status, "Running")
+
+
+def _reason(status: RewardFLJobStatus, kind: str) -> str | None:
+    condition = _find(status, kind)
+    return condition.reason if condition is not None else None
 
 
 def _find(status: RewardFLJobStatus, kind: str) -> Condition | None:

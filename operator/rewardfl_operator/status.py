@@ -4,17 +4,19 @@ Pure: it asks nobody and writes nothing. A finished job's status is kept as it i
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from rewardfl_api.errors import Reason
 from rewardfl_api.job import RewardFLJob
-from rewardfl_api.progress import Progress
-from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Phase, RewardFLJobStatus, Workers
+from rewardfl_api.progress import Progress, StagingProgress
+from rewardfl_api.reasons import EXPLANATIONS
+from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Failure, Phase, Restart, RewardFLJobStatus, Workers
 
-from . import causes
+from . import causes, history
+from .causes import Cause
 from .names import QUEUE_LABEL
-from .observed import Children, Pod
+from .observed import Children, JobSeen, Pod
 
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR, SECONDS_PER_DAY = 60, 3600, 86400
 REASON_OF_PHASE: dict[Phase, Reason] = {
@@ -28,6 +30,12 @@ REASON_OF_PHASE: dict[Phase, Reason] = {
     "Succeeded": Reason.COMPLETED,
 }
 RUNNING_PHASES = ("Preparing", "Training", "Saving")
+
+SILENCE_STEPS = 10
+SHORTEST_SILENCE, LONGEST_FIRST_STEP = timedelta(minutes=10), timedelta(hours=1)
+"""A trainer reports after every step, and steps take from milliseconds to many minutes; evaluations and checkpoints come in
+between. Silence is worth a word after so many steps, and not before these times: the second is for a first step, whose
+duration nobody knows yet."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,12 @@ def is_final(status: RewardFLJobStatus) -> bool:
 
 
 def derive(
-    job: RewardFLJob, children: Children, progress: Progress | None, previous: RewardFLJobStatus, now: datetime
+    job: RewardFLJob,
+    children: Children,
+    progress: Progress | None,
+    previous: RewardFLJobStatus,
+    now: datetime,
+    obstacle: Cause | None = None,
 ) -> RewardFLJobStatus:
     """Return the status of a job whose spec is valid.
 
@@ -56,23 +69,36 @@ def derive(
         progress: the trainer's last believable report; None when there is none.
         previous: the status as it was last written; empty for a new job.
         now: the operator's clock.
+        obstacle: why objects or pods that ought to be there cannot be made; None when nothing is known to be in their way.
     """
     if is_final(previous):
         return previous
     fresh = progress if progress is not None and _is_fresh(progress, children) else None
-    situation = assess(job, children, fresh, previous)
+    situation = assess(job, children, fresh, previous, obstacle)
+    records, count = _restarts(job, children, previous)
     status = previous.model_copy(
         update={
             "phase": situation.phase,
             "observed_generation": job.metadata.generation,
-            "conditions": _conditions(job, situation, previous, now),
             "start_time": (children.job and children.job.started) or previous.start_time,
             "completion_time": _completion_time(children, now) if situation.phase in FINISHED_PHASES else None,
             "workers": _workers(children),
-            "restarts": max(previous.restarts, causes.restarts(children.pods)),
+            "restarts": count,
+            "restart_history": records,
+            "failure": _failure(children, situation, previous),
         }
     )
-    return _with_progress(status, progress if situation.phase in FINISHED_PHASES else fresh)
+    status = _with_progress(status, progress if situation.phase in FINISHED_PHASES else fresh)
+    stale = _staleness(status, children, now)
+    return status.model_copy(update={"conditions": _conditions(job, situation, stale, previous, now)})
+
+
+def look_again(status: RewardFLJobStatus, now: datetime) -> float | None:
+    """Return in how many seconds the status changes though nothing else does; None when it does not."""
+    if status.phase != "Training" or status.last_progress_time is None:
+        return None
+    seconds = (status.last_progress_time + _longest_silence(status) - now).total_seconds()
+    return seconds + 1.0 if seconds >= 0 else None
 
 
 def refused(job_generation: int, reason: Reason, message: str, previous: RewardFLJobStatus, now: datetime) -> RewardFLJobStatus:
@@ -84,9 +110,13 @@ def refused(job_generation: int, reason: Reason, message: str, previous: RewardF
     )
 
 
-def assess(job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus) -> Situation:
+def assess(
+    job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus, obstacle: Cause | None = None
+) -> Situation:
     """Say where the job stands. `fresh` is the report of the pods that run now."""
     seen = children.job
+    if obstacle is not None and (seen is None or len(children.current) < job.spec.nodes) and not _has_ended(seen):
+        return Situation("Pending", obstacle.reason, obstacle.text)
     if seen is None or seen.deleting:
         return Situation("Pending", Reason.PODS_PENDING, "The pods are being made.")
     if seen.has_succeeded:
@@ -97,6 +127,10 @@ def assess(job: RewardFLJob, children: Children, fresh: Progress | None, previou
     if seen.suspended:
         return _held(job)
     return _underway(job, children, fresh, previous)
+
+
+def _has_ended(seen: JobSeen | None) -> bool:
+    return seen is not None and (seen.has_succeeded or seen.failure is not None or seen.suspended)
 
 
 def _held(job: RewardFLJob) -> Situation:
@@ -163,7 +197,54 @@ def writer_started(pod: Pod | None) -> datetime | None:
     return pod.trainer.started or pod.stage.started
 
 
-def _conditions(job: RewardFLJob, now_is: Situation, previous: RewardFLJobStatus, now: datetime) -> list[Condition]:
+def _restarts(job: RewardFLJob, children: Children, previous: RewardFLJobStatus) -> tuple[list[Restart], int]:
+    """The record of restarts. What is over or held is not started again, however its pods have ended."""
+    if _has_ended(children.job):
+        return previous.restart_history, previous.restarts
+    limit = job.spec.run_policy.backoff_limit
+    return history.restarts(children.pods, limit, previous.restart_history, previous.restarts)
+
+
+def _failure(children: Children, situation: Situation, previous: RewardFLJobStatus) -> Failure | None:
+    """The last failure of a pod; once the job has failed, what its condition says."""
+    last = history.last_failure(children.pods, previous.failure)
+    failed = children.job.failure if children.job is not None else None
+    if situation.phase != "Failed" or failed is None:
+        return last
+    cause = causes.of_job(failed, children.pods)
+    told = history.failure_of(cause, cause.time if cause.time is not causes.NEVER else failed.time or causes.NEVER)
+    return last if last is not None and (last.reason, last.message) == (told.reason, told.message) else told
+
+
+def _staleness(status: RewardFLJobStatus, children: Children, now: datetime) -> Situation | None:
+    """Say whether the figures in the status are those of now; None while there are none."""
+    phase, last = status.phase or "Pending", status.last_progress_time
+    if last is None:
+        return None
+    if phase in FINISHED_PHASES:
+        return Situation(phase, Reason.PROGRESS_CURRENT, "")
+    writer = children.current.get(0)
+    if writer is None or last < writer.created:
+        return Situation(
+            phase, Reason.EARLIER_ATTEMPT, "The pods were started again; the figures are those of the attempt before."
+        )
+    if phase == "Training" and now - last > _longest_silence(status):
+        text = f"The trainer has not reported since {last:%Y-%m-%d %H:%M:%S} UTC, though its pods run."
+        return Situation(phase, Reason.TRAINER_SILENT, f"{text} {EXPLANATIONS[Reason.TRAINER_SILENT].remedy}")
+    return Situation(phase, Reason.PROGRESS_CURRENT, "")
+
+
+def _longest_silence(status: RewardFLJobStatus) -> timedelta:
+    """For how long a trainer that is well may say nothing."""
+    step = status.metrics.seconds_per_step if status.metrics is not None else None
+    if step is None or not status.step:
+        return LONGEST_FIRST_STEP
+    return max(SHORTEST_SILENCE, timedelta(seconds=SILENCE_STEPS * max(step, 0.0)))
+
+
+def _conditions(
+    job: RewardFLJob, now_is: Situation, stale: Situation | None, previous: RewardFLJobStatus, now: datetime
+) -> list[Condition]:
     """One condition of each type that says something, in a fixed order."""
     generation, phase = job.metadata.generation, now_is.phase
     runs = phase in RUNNING_PHASES and now_is.reason is REASON_OF_PHASE.get(phase)
@@ -177,6 +258,8 @@ def _conditions(job: RewardFLJob, now_is: Situation, previous: RewardFLJobStatus
     ]
     if held or any(item.type == "Suspended" for item in previous.conditions):
         rows.append(("Suspended", held, now_is.reason, now_is.message if held else ""))
+    if stale is not None:
+        rows.append(("ProgressStale", stale.reason is not Reason.PROGRESS_CURRENT, stale.reason, stale.message))
     if ended:
         rows.append(("Succeeded" if phase == "Succeeded" else "Failed", True, now_is.reason, now_is.message))
     return [_condition(kind, holds, reason, message, generation, previous, now) for kind, holds, reason, message in rows]
@@ -230,10 +313,17 @@ def _with_progress(status: RewardFLJobStatus, progress: Progress | None) -> Rewa
             update["progress"] = f"{progress.step}/{progress.total_steps}"
             reward = progress.metrics.reward
             update["reward"] = f"{reward:.3f}" if reward is not None else status.reward
-        if training and progress.eta_seconds is not None:
-            update["eta"] = duration(progress.eta_seconds)
+        seconds = _seconds_to_stage(progress.staging) if status.phase == "Staging" else progress.eta_seconds if training else None
+        update["eta"] = duration(seconds) if seconds is not None else None
     status = status.model_copy(update=update)
     return status.model_copy(update={"percent": _percent(status)})
+
+
+def _seconds_to_stage(staging: StagingProgress | None) -> float | None:
+    """Seconds until everything is staged at the rate of the last seconds; None while nothing comes, or all is there."""
+    if staging is None or staging.bytes_per_second <= 0 or staging.bytes_done >= staging.bytes_total:
+        return None
+    return (staging.bytes_total - staging.bytes_done) / staging.bytes_per_second
 
 
 def _percent(status: RewardFLJobStatus) -> int | None:

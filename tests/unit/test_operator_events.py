@@ -52,3 +52,45 @@ def test_long_notes_are_cut_to_what_the_api_server_takes() -> None:
     event = events.Event("Normal", "Pending", "ä" * 2000)
 
     assert len(events.manifest(event, job(), START)["message"].encode()) <= 1024
+
+
+def test_a_change_of_phase_is_one_event_whatever_is_said_of_it() -> None:
+    """An operator that was killed after the event and before the status says it again, in the words of what it sees then."""
+    once, again = derive(Children()), derive(children(pod(0, waiting("stage", "ContainerCreating"), phase="Pending")))
+    first, second = (next(events.of_change(NEW, found)) for found in (once, again))
+
+    assert first.note != second.note
+    assert name(first) == name(second)
+
+
+def test_the_same_phase_at_another_time_is_another_event() -> None:
+    before = [derive(Children()), derive(Children()).model_copy(update={"step": 3})]
+    after = RewardFLJobStatus(phase="Training")
+
+    first, second = (next(events.of_change(found, after)) for found in before)
+
+    assert name(first) != name(second)
+
+
+def name(event: events.Event) -> str:
+    return str(events.manifest(event, job(), START)["metadata"]["name"])
+
+
+def test_a_trainer_that_falls_silent_is_a_warning_once() -> None:
+    silent = status.RewardFLJobStatus.model_validate(
+        {
+            "phase": "Training",
+            "conditions": [
+                {
+                    "type": "ProgressStale",
+                    "status": "True",
+                    "reason": "TrainerSilent",
+                    "message": "silent",
+                    "lastTransitionTime": START,
+                }
+            ],
+        }
+    )
+
+    assert ("Warning", "TrainerSilent", "silent") in [(e.kind, e.reason, e.note) for e in events.of_change(NEW, silent)]
+    assert list(events.of_change(silent, silent)) == []

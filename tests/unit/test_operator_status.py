@@ -10,6 +10,7 @@ from rewardfl_api.errors import Reason
 from rewardfl_api.progress import Progress
 from rewardfl_api.status import Condition, RewardFLJobStatus
 from rewardfl_operator import status
+from rewardfl_operator.causes import Cause
 from rewardfl_operator.observed import Children
 from tests.unit.operator_objects import (
     QUEUE_LABELS,
@@ -117,6 +118,86 @@ def test_success_keeps_the_last_report_and_says_when() -> None:
     assert "Failed" not in [item.type for item in found.conditions]
 
 
+def test_staging_tells_when_it_will_be_done_at_its_present_rate() -> None:
+    def eta(done: int, rate: float) -> str | None:
+        report = progress(
+            10, phase="Staging", staging={"bytes_done": done, "bytes_total": 120, "bytes_per_second": rate}, eta_seconds=5000
+        )
+        return derive(children(staging_pod(0), staging_pod(1)), report).eta
+
+    assert (eta(30, 2.0), eta(30, 0.0), eta(120, 2.0)) == ("45s", None, None)
+
+
+def stale(found: RewardFLJobStatus) -> tuple[str, str]:
+    return find(found, "ProgressStale").status, find(found, "ProgressStale").reason
+
+
+def test_figures_of_an_earlier_attempt_are_marked_until_the_trainer_reports_again() -> None:
+    first = derive(children(training_pod(0, 50), training_pod(1, 50)), progress(100, step=12, total_steps=40))
+    renewed = children(training_pod(0, 200, created=150), training_pod(1, 200, created=150))
+    waiting_again = derive(renewed, progress(100, step=12, total_steps=40), first)
+    reporting = derive(renewed, progress(210, step=11, total_steps=40), waiting_again)
+
+    assert (stale(first), stale(waiting_again), stale(reporting)) == (
+        ("False", Reason.PROGRESS_CURRENT),
+        ("True", Reason.EARLIER_ATTEMPT),
+        ("False", Reason.PROGRESS_CURRENT),
+    )
+    assert (waiting_again.progress, reporting.progress) == ("12/40", "11/40")
+
+
+def test_figures_from_staging_are_not_stale_only_because_the_trainer_has_started() -> None:
+    report = progress(40, phase="Staging", staging={"bytes_done": 1, "bytes_total": 1})
+    staged = derive(children(staging_pod(0), staging_pod(1)), report)
+
+    found = derive(children(training_pod(0, 50), training_pod(1, 50)), report, staged)
+
+    assert stale(found) == ("False", Reason.PROGRESS_CURRENT)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "step", "silence"), [({"seconds_per_step": 2}, 3, 600), ({"seconds_per_step": 90}, 3, 900), ({}, 0, 3600)]
+)
+def test_a_trainer_that_stops_reporting_is_noticed_after_ten_steps_time(
+    metrics: dict[str, float], step: int, silence: float
+) -> None:
+    seen, report = (
+        children(training_pod(0, 50), training_pod(1, 50)),
+        progress(100, step=step, total_steps=40, metrics=metrics),
+    )
+
+    def after(seconds: float) -> RewardFLJobStatus:
+        return status.derive(job(), seen, report, NEW, START + timedelta(seconds=100 + seconds))
+
+    assert stale(after(silence)) == ("False", Reason.PROGRESS_CURRENT)
+    assert stale(after(silence + 1)) == ("True", Reason.TRAINER_SILENT)
+    assert status.look_again(after(10), START + timedelta(seconds=110)) == silence - 10 + 1
+    assert status.look_again(after(silence + 1), START + timedelta(seconds=101 + silence)) is None
+
+
+def test_nobody_looks_again_at_a_job_that_does_not_train() -> None:
+    assert status.look_again(derive(children(staging_pod(0)), progress(10, phase="Staging")), NOW) is None
+    assert status.look_again(derive(Children()), NOW) is None
+
+
+def test_what_keeps_pods_from_being_made_is_said_until_they_are_there() -> None:
+    obstacle = Cause(Reason.QUOTA_EXCEEDED, 'pods "face-0" is forbidden: exceeded quota: team')
+    none = status.derive(job(), children(), None, NEW, NOW, obstacle)
+    made = status.derive(job(), children(staging_pod(0), staging_pod(1)), None, none, NOW, obstacle)
+
+    assert (none.phase, find(none, "Running").reason) == ("Pending", Reason.QUOTA_EXCEEDED)
+    assert "exceeded quota: team. Wait until other pods end" in find(none, "Running").message
+    assert (made.phase, find(made, "Running").reason) == ("Staging", Reason.STAGING)
+
+
+def test_a_suspended_job_is_suspended_whatever_would_be_in_its_way() -> None:
+    held = children(live=kubernetes_job(suspend=True))
+
+    found = status.derive(job(runPolicy={"suspend": True}), held, None, NEW, NOW, Cause(Reason.QUOTA_EXCEEDED, "no room"))
+
+    assert found.phase == "Suspended"
+
+
 def test_a_finished_job_stays_as_it_is_when_its_pods_and_job_are_gone() -> None:
     finished = derive(children(live=kubernetes_job(condition("Complete"), succeeded=2, completionTime=at(500))))
 
@@ -214,8 +295,10 @@ def test_a_gang_that_fails_together_is_restarted_once() -> None:
     failures = [pod(index, ended("trainer", 1, 10, 100), phase="Failed") for index in range(2)]
     again = [training_pod(index, 130, created=110) for index in range(2)]
 
-    assert derive(children(*failures)).restarts == 0
-    assert derive(children(*failures, *again, live=kubernetes_job(failed=2))).restarts == 1
+    lost = derive(children(*failures))
+    renewed = derive(children(*failures, *again, live=kubernetes_job(failed=2)), None, lost)
+
+    assert (lost.restarts, renewed.restarts, len(renewed.restart_history)) == (1, 1, 1)
 
 
 def test_a_survivor_that_was_evicted_does_not_hide_why_its_peer_died() -> None:
@@ -310,7 +393,7 @@ def test_the_same_observation_gives_the_same_status() -> None:
     seen = children(training_pod(0, 50), training_pod(1, 50))
     once = derive(seen, progress(100, step=1, total_steps=2))
 
-    again = status.derive(job(), seen, progress(100, step=1, total_steps=2), once, NOW + timedelta(hours=1))
+    again = status.derive(job(), seen, progress(100, step=1, total_steps=2), once, NOW + timedelta(minutes=5))
 
     assert again == once
 
