@@ -106,8 +106,7 @@ class Reconciler:
             logger.info("%s/%s: %s", *key, error)
             await self._report(job, key, body, previous)
             return BLOCKED_SECONDS
-        await self._report(job, key, body, previous)
-        return None
+        return await self._report(job, key, body, previous)
 
     def forget(self, key: Key) -> None:
         """Remember nothing more of a job that is gone."""
@@ -190,10 +189,11 @@ class Reconciler:
             return Blocked(f"waiting for the {what} of an earlier job of this name to be removed")
         return refusals.NameTaken(what)
 
-    async def _report(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus) -> None:
-        """Write what is seen, and act upon it."""
+    async def _report(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus) -> float | None:
+        """Write what is seen, act upon it, and return in how many seconds to look again."""
         if status.is_final(previous):
-            return await self._clean_up(job, key)
+            await self._clean_up(job, key)
+            return None
         children = self._children(job, key)
         reading = self._read(children, key, previous)
         new = status.derive(job, children, reading.progress, previous, self._clock())
@@ -203,11 +203,12 @@ class Reconciler:
         await self._tell_problem(job, key, reading.problem)
         await self._write(job, key, body, previous, new)
         if status.is_final(new):
-            return await self._clean_up(job, key)
+            await self._clean_up(job, key)
+            return None
         for eviction in gang.evictions(children):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
-        return None
+        return status.look_again(new, self._clock())
 
     async def _look_closely(self, job: RewardFLJob, previous: RewardFLJobStatus) -> tuple[Children, Reading]:
         """Read pods and report anew before a result is written for good: the informers may lag behind one another."""
