@@ -19,6 +19,8 @@ from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
 from . import events, gang, names, refusals, resources, status
+from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
+from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, KINDS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .guard import TemplateError
 from .informer import Informer, Key
@@ -77,6 +79,7 @@ class Reconciler:
         self._applied: dict[Key, str] = {}
         self._problems: dict[Key, Problem | None] = {}
         self._left_alone: set[Key] = set()
+        self._admission = Admission(cluster, settings)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job, and return in how many seconds to look again; None: when something changes.
@@ -96,16 +99,20 @@ class Reconciler:
         try:
             if not status.is_final(previous):
                 await self._bring_about(job, key)
-        except TemplateError as error:
-            await self._refuse(body, Reason.INVALID_TEMPLATE, str(error), previous)
-            return None
-        except refusals.NameTaken as error:
-            await self._refuse(body, Reason.INVALID_SPEC, str(error), previous)
+        except (TemplateError, refusals.NameTaken) as error:
+            reason = Reason.INVALID_TEMPLATE if isinstance(error, TemplateError) else Reason.INVALID_SPEC
+            await self._refuse(body, reason, str(error), previous)
             return None
         except Blocked as error:
             logger.info("%s/%s: %s", *key, error)
             await self._report(job, key, body, previous)
             return BLOCKED_SECONDS
+        except ApiError as error:
+            obstacle = passing_refusal(error)
+            if obstacle is None:
+                raise
+            await self._report(job, key, body, previous, obstacle)
+            return PAUSE_SECONDS
         return await self._report(job, key, body, previous)
 
     def forget(self, key: Key) -> None:
@@ -113,6 +120,7 @@ class Reconciler:
         self._applied.pop(key, None)
         self._problems.pop(key, None)
         self._left_alone.discard(key)
+        self._admission.forget(key)
 
     def reapply(self, key: Key) -> None:
         """Apply the job's objects again at its next reconcile, whether or not they seem to have changed."""
@@ -132,6 +140,8 @@ class Reconciler:
         if live is not None and owner_uid(live) != job.metadata.uid:
             raise self._not_ours(live, job)
         wanted_job = resources.indexed_job(job, self._settings) if live is None else None
+        if wanted_job is not None and job.spec.template:
+            await self._admission.check_template(wanted_job, job, key)
         supporting = resources.supporting_objects(job, self._settings)
         digest = refusals.digest(supporting)
         if self._applied.get(key) != digest:
@@ -161,7 +171,7 @@ class Reconciler:
             await self._cluster.create(manifest)
         except ApiError as error:
             if error.is_refusal:
-                raise TemplateError(f"template: the API server refuses the merged pod: {error.message}") from error
+                raise TemplateError(refused(error)) from error
             live = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"]) if error.status == CONFLICT else None
             if live is None:
                 raise
@@ -189,14 +199,17 @@ class Reconciler:
             return Blocked(f"waiting for the {what} of an earlier job of this name to be removed")
         return refusals.NameTaken(what)
 
-    async def _report(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus) -> float | None:
+    async def _report(
+        self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus, obstacle: Cause | None = None
+    ) -> float | None:
         """Write what is seen, act upon it, and return in how many seconds to look again."""
         if status.is_final(previous):
             await self._clean_up(job, key)
             return None
         children = self._children(job, key)
         reading = self._read(children, key, previous)
-        new = status.derive(job, children, reading.progress, previous, self._clock())
+        obstacle = obstacle or await self._admission.obstacle(job, children, key)
+        new = status.derive(job, children, reading.progress, previous, self._clock(), obstacle)
         if status.is_final(new):
             children, reading = await self._look_closely(job, previous)
             new = status.derive(job, children, reading.progress, previous, self._clock())
@@ -208,7 +221,8 @@ class Reconciler:
         for eviction in gang.evictions(children):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
-        return status.look_again(new, self._clock())
+        times = (status.look_again(new, self._clock()), self._admission.look_again(key))
+        return min((time for time in times if time is not None), default=None)
 
     async def _look_closely(self, job: RewardFLJob, previous: RewardFLJobStatus) -> tuple[Children, Reading]:
         """Read pods and report anew before a result is written for good: the informers may lag behind one another."""

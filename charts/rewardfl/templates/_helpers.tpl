@@ -84,10 +84,11 @@ annotations:
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 # Pods are the Job controller's: they are looked at, evicted when their gang has lost a member, and deleted where
-# runPolicy.cleanPodPolicy says so.
+# runPolicy.cleanPodPolicy says so. create is for dry runs alone, which tell why pods are refused; whoever may create Jobs
+# may have pods made anyway.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, delete]
+  verbs: [list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods/eviction]
   verbs: [create]
