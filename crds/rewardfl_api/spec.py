@@ -1,10 +1,12 @@
 """The spec of a RewardFLJob: what the user asks for."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 
 from .base import ApiModel
+from .contradictions import Contradiction, report
 from .deepspeed import DeepSpeedPreset, preset_config
 from .training import TrainingParameters
 from .uris import S3_PATTERN, SOURCE_PATTERN
@@ -61,11 +63,11 @@ class Cache(ApiModel):
     """A folder of the pod's own."""
 
     @model_validator(mode="after")
-    def check_one(self) -> Self:
+    def check_one(self, info: ValidationInfo) -> Self:
         """At most one kind of volume."""
         given = [name for name in ("persistent_volume_claim", "host_path", "empty_dir") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"cache: give one of {', '.join(given)}, not several")
+            report([Contradiction(("cache",), f"cache: give one of {', '.join(given)}, not several")], info)
         return self
 
 
@@ -78,10 +80,10 @@ class DeepSpeed(ApiModel):
     """A DeepSpeed configuration, as its own JSON file would hold it. Batch sizes, precision and clipping are filled in."""
 
     @model_validator(mode="after")
-    def check_one(self) -> Self:
+    def check_one(self, info: ValidationInfo) -> Self:
         """Not both."""
         if self.preset is not None and self.config is not None:
-            raise ValueError(f"deepspeed: give preset ({self.preset}) or config, not both")
+            report([Contradiction(("deepspeed",), f"deepspeed: give preset ({self.preset}) or config, not both")], info)
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -137,22 +139,29 @@ class RewardFLJobSpec(ApiModel):
     """Partial pod template (metadata, spec), merged into the operator's; containers by name: trainer and stage."""
 
     @model_validator(mode="after")
-    def check_together(self) -> Self:
+    def check_together(self, info: ValidationInfo) -> Self:
         """Check what needs several fields."""
+        report(self._processes_and_batch(), info)
+        return self
+
+    def _processes_and_batch(self) -> Iterator[Contradiction]:
+        """There is one number of processes, and the batch is that of all of them."""
         if self.processes_per_node is not None and self.gpus_per_node > 0:
-            raise ValueError(
+            yield Contradiction(
+                ("processes_per_node", "gpus_per_node"),
                 f"processesPerNode={self.processes_per_node}: only for CPU training; "
-                f"with gpusPerNode={self.gpus_per_node} there is one process per GPU. Remove it or set gpusPerNode to 0"
+                f"with gpusPerNode={self.gpus_per_node} there is one process per GPU. Remove it or set gpusPerNode to 0",
             )
         batch = self.training
         product = batch.per_device_train_batch_size * batch.gradient_accumulation_steps * self.world_size
         if batch.train_batch_size not in (None, product):
-            raise ValueError(
+            factors = ("train_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+            yield Contradiction(
+                (*(f"training.{name}" for name in factors), "nodes", "gpus_per_node", "processes_per_node"),
                 f"training.trainBatchSize={batch.train_batch_size}: must equal perDeviceTrainBatchSize "
                 f"{batch.per_device_train_batch_size} * gradientAccumulationSteps {batch.gradient_accumulation_steps} * "
-                f"world size {self.world_size} = {product}. Change one of them or leave trainBatchSize out"
+                f"world size {self.world_size} = {product}. Change one of them or leave trainBatchSize out",
             )
-        return self
 
     @property
     def processes_of_a_node(self) -> int:

@@ -3,10 +3,12 @@
 Each error names the field, the value and the remedy.
 """
 
+from collections.abc import Iterator
 from typing import Any, Self, cast
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
+from .contradictions import Contradiction, report
 from .parameters import (
     EXPORT_FORMATS,
     KNOWN_EXTRA_INPUTS,
@@ -82,61 +84,75 @@ class TrainingParameters(
         return value
 
     @model_validator(mode="after")
-    def check_together(self) -> Self:
+    def check_together(self, info: ValidationInfo) -> Self:
         """Check what needs several fields."""
-        if self.mid_timestep > self.final_timestep:
-            raise ValueError(
-                f"mid_timestep={self.mid_timestep}: must not be after final_timestep={self.final_timestep}; "
-                "the gradient flows from the first to the second"
-            )
-        if self.final_timestep >= self.num_inference_steps:
-            raise ValueError(
-                f"final_timestep={self.final_timestep}: there are {self.num_inference_steps} denoising steps, "
-                f"counted from 0; use at most {self.num_inference_steps - 1}"
-            )
-        if self.min_timestep_boundary > self.max_timestep_boundary:
-            raise ValueError(
-                f"min_timestep_boundary={self.min_timestep_boundary}: must not be above "
-                f"max_timestep_boundary={self.max_timestep_boundary}"
-            )
-        if (self.height is None) != (self.width is None):
-            raise ValueError("height and width: give both, or neither and max_pixels")
-        if self.compat == "roll" and self.dtype != "bf16":
-            raise ValueError(
-                f"dtype={self.dtype}: with compat=roll it must be bf16, in which ROLL computes; or set compat to none"
-            )
-        if not self.model_paths and not self.model_id_with_origin_paths:
-            raise ValueError("model_paths: give the model files, or model_id_with_origin_paths")
-        self._check_rewards()
-        self._check_trained_models()
+        report([*self._sampling(), *self._rewards(), *self._trained_models()], info)
         return self
 
-    def _check_rewards(self) -> None:
+    def _sampling(self) -> Iterator[Contradiction]:
+        """The window lies within the denoising steps, and the video has one size."""
+        if self.mid_timestep > self.final_timestep:
+            yield _found(
+                "mid_timestep final_timestep",
+                f"mid_timestep={self.mid_timestep}: must not be after final_timestep={self.final_timestep}; "
+                "the gradient flows from the first to the second",
+            )
+        if self.final_timestep >= self.num_inference_steps:
+            yield _found(
+                "final_timestep num_inference_steps",
+                f"final_timestep={self.final_timestep}: there are {self.num_inference_steps} denoising steps, "
+                f"counted from 0; use at most {self.num_inference_steps - 1}",
+            )
+        if self.min_timestep_boundary > self.max_timestep_boundary:
+            yield _found(
+                "min_timestep_boundary max_timestep_boundary",
+                f"min_timestep_boundary={self.min_timestep_boundary}: must not be above "
+                f"max_timestep_boundary={self.max_timestep_boundary}",
+            )
+        if (self.height is None) != (self.width is None):
+            missing, given = ("height", "width") if self.height is None else ("width", "height")
+            yield _found(f"{missing} {given}", "height and width: give both, or neither and max_pixels")
+
+    def _rewards(self) -> Iterator[Contradiction]:
         """Each reward once, one of them with weight, and one source of evaluation rows."""
         names = [spec.name for spec in self.reward_specs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"rewards: {', '.join(twice)} is listed twice; give it once, with the weights added up")
+            yield _found("rewards", f"rewards: {', '.join(twice)} is listed twice; give it once, with the weights added up")
         if not any(spec.weight > 0 for spec in self.reward_specs):
-            raise ValueError("rewards: every weight is 0, so there is nothing to learn from; raise one")
+            yield _found("rewards", "rewards: every weight is 0, so there is nothing to learn from; raise one")
         if self.eval_rows and self.eval_dataset:
-            raise ValueError(f"eval_rows={self.eval_rows}: give it or eval_dataset, not both")
+            yield _found("eval_rows eval_dataset", f"eval_rows={self.eval_rows}: give it or eval_dataset, not both")
         if self.eval_steps and not self.evaluates:
-            raise ValueError(f"eval_steps={self.eval_steps}: nothing to evaluate; set eval_rows or eval_dataset as well")
+            yield _found(
+                "eval_steps eval_rows eval_dataset",
+                f"eval_steps={self.eval_steps}: nothing to evaluate; set eval_rows or eval_dataset as well",
+            )
 
-    def _check_trained_models(self) -> None:
-        """The LoRA's model is trained, a second DiT is used, and something is trained at all."""
+    def _trained_models(self) -> Iterator[Contradiction]:
+        """There are models, the LoRA's is trained, a second DiT is used, and something is trained at all."""
         names = self.trainable_model_names
+        if self.compat == "roll" and self.dtype != "bf16":
+            yield _found(
+                "dtype compat",
+                f"dtype={self.dtype}: with compat=roll it must be bf16, in which ROLL computes; or set compat to none",
+            )
+        if not self.model_paths and not self.model_id_with_origin_paths:
+            yield _found(
+                "model_paths model_id_with_origin_paths", "model_paths: give the model files, or model_id_with_origin_paths"
+            )
         if not names:
-            raise ValueError("trainable_models='': name at least one of " + ", ".join(KNOWN_MODELS))
-        if self.lora_base_model is not None and names != [self.lora_base_model]:
-            raise ValueError(
+            yield _found("trainable_models", "trainable_models='': name at least one of " + ", ".join(KNOWN_MODELS))
+        elif self.lora_base_model is not None and names != [self.lora_base_model]:
+            yield _found(
+                "trainable_models lora_base_model",
                 f"trainable_models={self.trainable_models!r}: with lora_base_model={self.lora_base_model} only its LoRA "
-                f"is trained; set trainable_models to {self.lora_base_model}, or leave lora_base_model out for full training"
+                f"is trained; set trainable_models to {self.lora_base_model}, or leave lora_base_model out for full training",
             )
         if "dit2" in names and self.uses_single_dit:
-            raise ValueError(
+            yield _found(
+                "min_timestep_boundary max_timestep_boundary trainable_models",
                 "min_timestep_boundary=1.0: with both boundaries 1 only `dit` denoises and dit2 is never trained; "
-                "set min_timestep_boundary to 0.9 for Wan2.2-I2V-A14B, or train dit"
+                "set min_timestep_boundary to 0.9 for Wan2.2-I2V-A14B, or train dit",
             )
 
     @property
@@ -178,6 +194,10 @@ class TrainingParameters(
     def uses_single_dit(self) -> bool:
         """Whether one DiT denoises at every timestep (both boundaries 1)."""
         return self.min_timestep_boundary >= 1.0 and self.max_timestep_boundary >= 1.0
+
+
+def _found(fields: str, message: str) -> Contradiction:
+    return Contradiction(tuple(f"training.{name}" for name in fields.split()), message)
 
 
 def _known(value: str, known: tuple[str, ...], field: str) -> str:

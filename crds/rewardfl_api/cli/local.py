@@ -1,71 +1,27 @@
-"""The `rewardfl` command line. Commands that need the trainer or a cluster import it when they run, so that help is instant.
+"""The commands that need no cluster: conversion, estimate, models and LoRA files, explanations."""
 
-Every error is one line on standard error and one of the exit codes of the trainer image (`errors.ExitCode`); a mistake in the
-arguments is 64.
-"""
-
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from . import __version__
-from .errors import ExitCode, Reason, RewardFLError
-from .parameters import EXPORT_FORMATS
-
-UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment] # it has no public name of its own
+from .. import __version__
+from ..errors import ExitCode, Reason, RewardFLError
+from ..parameters import EXPORT_FORMATS
+from .app import FILES, app, complain, reporting, trainer
 
 
-class OneLineUsage(TyperGroup):
-    """Says what is wrong with the arguments in one line, and exits with the documented code."""
-
-    def main(self, args: Sequence[str] | None = None, *arguments: Any, **keywords: Any) -> NoReturn:
-        """Run a command and leave the process."""
-        try:
-            code = super().main(args, *arguments, **{**keywords, "standalone_mode": False})
-        except UsageError as error:
-            sys.exit(_wrong_usage(error, sys.argv[1:] if args is None else args))
-        except typer.Abort:
-            sys.exit(int(ExitCode.FAILED))
-        sys.exit(code if isinstance(code, int) else int(ExitCode.DONE))
-
-
-def _wrong_usage(error: Any, arguments: Sequence[str]) -> int:
-    """Say what is wrong with the arguments; without any, what there is to choose from."""
-    if arguments:
-        command = error.ctx.command_path if error.ctx is not None else "rewardfl"
-        text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
-        typer.echo(f"{command}: {text}; see {command} --help", err=True)
-    else:
-        error.show()
-    return int(ExitCode.USAGE)
-
-
-app = typer.Typer(
-    cls=OneLineUsage,
-    help="Reward Feedback Learning of Wan2.2 on Kubernetes.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.command()
+@app.command(rich_help_panel=FILES)
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
 
 
-@app.command("tiny-models")
+@app.command("tiny-models", rich_help_panel=FILES)
 def tiny_models(directory: Annotated[Path, typer.Argument(help="Folder to write into; made if it is missing.")]) -> None:
     """Write the miniature Wan2.2 and face models and an example dataset, for trying everything out on a CPU."""
-    tiny = _trainer("tiny-models", "rewardfl_trainer.tiny")
-    with _reporting("tiny-models"):
+    tiny = trainer("tiny-models", "rewardfl_trainer.tiny")
+    with reporting("tiny-models"):
         try:
             tiny.write(directory)
         except OSError as error:
@@ -74,7 +30,7 @@ def tiny_models(directory: Annotated[Path, typer.Argument(help="Folder to write 
     typer.echo(f"wrote {directory}")
 
 
-@app.command()
+@app.command(rich_help_panel=FILES)
 def convert(
     configuration: Annotated[Path, typer.Argument(help="A ROLL configuration, e.g. reward_fl_config.yaml.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")] = None,
@@ -86,17 +42,17 @@ def convert(
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing and exit with 78 when any key is not kept.")] = False,
 ) -> None:
     """Convert a ROLL Reward FL configuration to a RewardFLJob. What is not kept is named, on standard error and in the file."""
-    from . import roll
+    from .. import roll
 
-    with _reporting("convert"):
+    with reporting("convert"):
         try:
             text = configuration.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            typer.echo(f"rewardfl convert: {configuration}: {error}", err=True)
+            complain("convert", f"{configuration}: {error}")
             raise typer.Exit(ExitCode.MISSING_INPUT) from error
         converted = roll.convert(text, compat=compat, dataset=dataset, output=results)
         for note in converted.notes:
-            typer.echo(f"rewardfl convert: {note}", err=True)
+            complain("convert", f"{note}")
         lost = [note.key for note in converted.notes if not note.kept]
         if strict and lost:
             message = f"--strict: {len(lost)} of the keys in {configuration} are not kept, see above."
@@ -108,7 +64,7 @@ def convert(
             output.write_text(converted.render(), encoding="utf-8")
 
 
-@app.command()
+@app.command(rich_help_panel=FILES)
 def export(
     lora: Annotated[Path, typer.Argument(help="A trained LoRA, in any layout.")],
     layouts: Annotated[list[str], typer.Option("--format", "-f", help=f"Layout: {', '.join(EXPORT_FORMATS)}. May be repeated.")],
@@ -116,14 +72,14 @@ def export(
 ) -> None:
     """Write a LoRA in the key layout of DiffSynth, ComfyUI or diffusers."""
     if unknown := [layout for layout in layouts if layout not in EXPORT_FORMATS]:
-        typer.echo(f"rewardfl export: --format {unknown[0]}: unknown; known are {', '.join(EXPORT_FORMATS)}", err=True)
+        complain("export", f"--format {unknown[0]}: unknown; known are {', '.join(EXPORT_FORMATS)}")
         raise typer.Exit(ExitCode.USAGE)
-    with _reporting("export"):
-        for path in _trainer("export", "rewardfl_trainer.lora_files").convert_file(lora, layouts, folder):
+    with reporting("export"):
+        for path in trainer("export", "rewardfl_trainer.lora_files").convert_file(lora, layouts, folder):
             typer.echo(f"wrote {path}")
 
 
-@app.command()
+@app.command(rich_help_panel=FILES)
 def merge(
     lora: Annotated[Path, typer.Argument(help="A trained LoRA, in any layout.")],
     base: Annotated[str, typer.Argument(help="The DiT it was trained on: file, folder, pattern or comma-separated shards.")],
@@ -132,8 +88,8 @@ def merge(
     shard_gb: Annotated[float, typer.Option(help="Larger models are written as shards of this size, in GB.", min=1e-6)] = 10.0,
 ) -> None:
     """Put a LoRA into its DiT: a full model with the keys and the precision of the base."""
-    with _reporting("merge"):
-        merging = _trainer("merge", "rewardfl_trainer.merge")
+    with reporting("merge"):
+        merging = trainer("merge", "rewardfl_trainer.merge")
         merged = merging.merge(lora, base, output, scale=scale, max_shard_bytes=int(shard_gb * 1e9))
         for path in merged.files:
             typer.echo(f"wrote {path}")
@@ -141,7 +97,7 @@ def merge(
         typer.echo(f"{merged.layers} layers changed{trained_on}")
 
 
-@app.command()
+@app.command(rich_help_panel=FILES)
 def estimate(
     file: Annotated[Path, typer.Option("--file", "-f", help="A RewardFLJob manifest, or the trainer's configuration.")],
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="Form of the report.")] = "text",
@@ -149,50 +105,19 @@ def estimate(
     tflops: Annotated[float, typer.Option(help="What a GPU really computes in a second, in TFLOP.", min=1e-3)] = 400.0,
 ) -> None:
     """Say what a job needs: FLOPs a step, memory of a GPU by part, bytes to stage, and which settings fit which GPU."""
-    with _reporting("estimate"):
-        typer.echo(_trainer("estimate", "rewardfl_trainer.estimate.command").run(file, output, gpus, tflops))
+    with reporting("estimate"):
+        typer.echo(trainer("estimate", "rewardfl_trainer.estimate.command").run(file, output, gpus, tflops))
 
 
-def _trainer(command: str, module: str) -> Any:
-    """Import a module of the trainer by name: the API itself does not depend on it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        typer.echo(f"rewardfl {command}: {error}; install rewardfl[trainer]", err=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def _reporting(command: str) -> Iterator[None]:
-    """Turn an error into one line and its exit code."""
-    try:
-        yield
-    except RewardFLError as error:
-        typer.echo(f"rewardfl {command}: {error}", err=True)
-        raise typer.Exit(int(error.exit_code)) from error
-    except OSError as error:
-        typer.echo(f"rewardfl {command}: {error}", err=True)
-        raise typer.Exit(int(ExitCode.IO_ERROR)) from error
-
-
-@app.command()
+@app.command(rich_help_panel=FILES)
 def explain(reason: Annotated[str, typer.Argument(help="A condition's reason, e.g. NoFaceInFirstFrame.")]) -> None:
     """Say what a condition's reason means and what to do."""
-    from .reasons import EXPLANATIONS
+    from ..reasons import EXPLANATIONS
 
     known = {item.value.lower(): item for item in Reason}
     found = known.get(reason.lower())
     if found is None:
-        typer.echo(f"rewardfl explain: {reason!r} is no reason; known are {', '.join(Reason)}", err=True)
+        complain("explain", f"{reason!r} is no reason; known are {', '.join(Reason)}")
         raise typer.Exit(ExitCode.USAGE)
     text = EXPLANATIONS[found]
     typer.echo(f"{found.value}\n  cause:  {text.cause}\n  remedy: {text.remedy or 'nothing has to be done'}")
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m rewardfl_api.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,51 @@
+"""`rewardfl logs`: what a job's pods write, all of them, one node's or one rank's."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
+
+
+class Container(StrEnum):
+    """Containers of a pod."""
+
+    STAGE = "stage"
+    TRAINER = "trainer"
+
+
+@app.command(rich_help_panel=JOBS)
+def logs(
+    name: JobName,
+    rank: Annotated[int | None, typer.Option(help="Only what this rank wrote, counted over all nodes.", min=0)] = None,
+    node: Annotated[int | None, typer.Option(help="Only of this node, counted from 0.", min=0)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are written, until the job ends.")] = False,
+    container: Annotated[
+        Container | None, typer.Option("--container", "-c", help="Default: trainer; stage while models are fetched.")
+    ] = None,
+    previous: Annotated[bool, typer.Option("--previous", "-p", help="Of the attempt before the last restart.")] = False,
+    tail: Annotated[int | None, typer.Option(help="Only the last so many lines of each pod.", min=0)] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Each line with its time.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Show the logs of a job, rank by rank. With several pods each line begins with its node."""
+    if rank is not None and node is not None:
+        raise typer.BadParameter("give --rank or --node, not both")
+    if previous and follow:
+        raise typer.BadParameter("an earlier attempt writes nothing more; leave --follow or --previous out")
+    with cluster("logs", kubeconfig, context, namespace) as jobs:
+        from ..client import logs as source
+        from ..client.errors import NotFoundError
+
+        job = jobs.get(name)
+        if rank is not None:
+            node = source.node_of_rank(job, rank)
+        elif node is not None and node >= job.nodes:
+            raise NotFoundError(f"{name} has no node {node}", f"its nodes are 0 to {job.nodes - 1}")
+        wanted = source.Selection(node, rank, container.value if container else None, previous, tail, timestamps)
+        lines = source.follow(jobs, job, wanted) if follow else source.read(jobs.connection, job, wanted)
+        for line in lines:
+            typer.echo(f"[node {line.pod.node}] {line.text}" if node is None and job.nodes > 1 else line.text)

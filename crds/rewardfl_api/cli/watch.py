@@ -1,0 +1,161 @@
+"""`rewardfl watch`: a job as it goes on, drawn anew at a terminal and as one line a change everywhere else, until it ends."""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import ExitCode
+from ..progress import StagingProgress
+from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
+from .text import duration, size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..client.jobs import Jobs
+    from ..client.view import Job
+
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_COUNT = 48
+BAR_WIDTH = 50
+METRICS = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction", "held_out_reward")
+
+
+@app.command(rich_help_panel=JOBS)
+def watch(name: JobName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Watch a job until it ends. Exit code 0: it succeeded; 1: it failed. Ctrl-C leaves the job alone."""
+    with cluster("watch", kubeconfig, context, namespace) as jobs:
+        raise typer.Exit(until_end(jobs, name, "watch"))
+
+
+def until_end(jobs: "Jobs", name: str, command: str, namespace: str | None = None) -> int:
+    """Show a job until it has ended, and return the exit code.
+
+    Raises:
+        ClientError: there is no such job, it was deleted, or the cluster cannot be asked.
+    """
+    changes = _to_the_end(jobs.watch(name, namespace))
+    last = _draw(changes) if sys.stdout.isatty() else _print(changes)
+    if last.phase == "Succeeded":
+        results = last.status.results
+        where = (results.lora if results is not None else None) or last.raw["spec"].get("output", "")
+        typer.echo(f"{name} succeeded after {_ran(last)}: {where}")
+        return ExitCode.DONE
+    complain(command, f"{name} failed: {last.reason}: {last.message}; see rewardfl describe {name} -n {last.namespace}")
+    return ExitCode.FAILED
+
+
+def _to_the_end(changes: "Iterator[Job]") -> "Iterator[Job]":
+    for job in changes:
+        yield job
+        if job.has_ended:
+            return
+
+
+def _ran(job: "Job") -> str:
+    status = job.status
+    if status.start_time is None or status.completion_time is None:
+        return duration(job.age_seconds)
+    return duration((status.completion_time - status.start_time).total_seconds())
+
+
+def _print(changes: "Iterator[Job]") -> "Job":
+    """Write a line whenever there is something new in it, and return the last state."""
+    before = ""
+    for job in changes:
+        text = line(job)
+        if text != before:
+            typer.echo(f"{datetime.now():%H:%M:%S} {text}")
+            sys.stdout.flush()
+        before, last = text, job
+    return last
+
+
+def line(job: "Job") -> str:
+    """Return what there is to say of a job in one line."""
+    status = job.status
+    parts = [job.phase or "new"]
+    if job.phase == "Staging" and status.staging is not None:
+        parts.append(_staged(job))
+    elif status.progress and job.phase not in ("Pending", "Queued"):
+        parts.append(f"step {status.progress} ({status.percent or 0}%)")
+        parts += [f"{name} {value:.4g}" for name, value in _metrics(job)]
+    if status.eta:
+        parts.append(f"eta {status.eta}")
+    if status.restarts:
+        parts.append(f"restarts {status.restarts}")
+    expected = job.reason in (job.phase, "Completed")
+    if not expected and job.reason:
+        parts.append(f"{job.reason}: {job.message}" if job.message else job.reason)
+    return "  ".join(" ".join(part.split()) for part in parts)
+
+
+def _staged(job: "Job") -> str:
+    staging = job.status.staging or StagingProgress()
+    percent = f" ({job.status.percent}%)" if job.status.percent is not None else ""
+    return f"{size(staging.bytes_done)} of {size(staging.bytes_total)}{percent} at {size(staging.bytes_per_second)}/s"
+
+
+def _metrics(job: "Job") -> list[tuple[str, float]]:
+    metrics = job.status.metrics
+    found = [(name, getattr(metrics, name)) for name in METRICS] if metrics is not None else []
+    return [(name, value) for name, value in found if value is not None]
+
+
+def _draw(changes: "Iterator[Job]") -> "Job":
+    """Draw the job at a terminal, and return the last state."""
+    from rich.console import Console
+    from rich.live import Live
+
+    rewards: deque[float] = deque(maxlen=SPARK_COUNT)
+    step = -1
+    with Live(console=Console(), auto_refresh=False) as live:
+        for job in changes:
+            metrics = job.status.metrics
+            if metrics is not None and metrics.reward is not None and job.status.step != step:
+                step = job.status.step or 0
+                rewards.append(metrics.reward)
+            live.update(picture(job, list(rewards)), refresh=True)
+            last = job
+    return last
+
+
+def picture(job: "Job", rewards: list[float]) -> "RenderableType":
+    """Return what is drawn of a job: where it stands, how far it is, its metrics and the course of its reward."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    status = job.status
+    colour = {"Succeeded": "green", "Failed": "red", "Training": "cyan"}.get(job.phase, "yellow")
+    head = Text.assemble((f"{job.namespace}/{job.name}", "bold"), "  ", (job.phase or "new", f"bold {colour}"))
+    if job.reason not in ("", job.phase):
+        head.append(f"  {job.reason}", style="dim")
+    rows: list[RenderableType] = [head]
+    if status.percent is not None:
+        bar = Table.grid(padding=(0, 2))
+        eta = f"{status.eta} left" if status.eta else ""
+        done = _staged(job) if job.phase == "Staging" and status.staging else f"{status.progress or ''}  {status.percent}%"
+        bar.add_row(ProgressBar(total=100, completed=status.percent, width=BAR_WIDTH), done, eta)
+        rows.append(bar)
+    if found := _metrics(job):
+        rows.append(Text("  ".join(f"{name} {value:.4g}" for name, value in found)))
+    if len(rewards) > 1:
+        rows.append(Text(f"reward {sparks(rewards)}  {min(rewards):.3f} to {max(rewards):.3f}", style="dim"))
+    if status.checkpoint is not None:
+        rows.append(Text(f"checkpoint of step {status.checkpoint.step}; restarts {status.restarts}", style="dim"))
+    if job.message:
+        rows.append(Text(job.message))
+    return Group(*rows)
+
+
+def sparks(values: list[float]) -> str:
+    """Return a row of bars, the lowest value the shortest."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in values)
