@@ -6,7 +6,7 @@ nothing that the operator's role does not name. Every request is counted.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -34,7 +34,10 @@ REQUEST_TIMEOUT = aiohttp.ClientTimeout(REQUEST_TIMEOUT_SECONDS, sock_connect=CO
 PAGE_SIZE = 500
 GONE, NOT_FOUND, CONFLICT, ERRORS, FORBIDDEN = 410, 404, 409, 400, 403
 OPENED = "OPENED"
-JSON, APPLY_PATCH, MERGE_PATCH = "application/json", "application/apply-patch+yaml", "application/merge-patch+json"
+JSON = "application/json"
+PLAIN = {"Accept": JSON, "Content-Type": JSON}
+APPLY_PATCH = {**PLAIN, "Content-Type": "application/apply-patch+yaml"}
+MERGE_PATCH = {**PLAIN, "Content-Type": "application/merge-patch+json"}
 METHODS = {
     "get": "GET",
     "list": "GET",
@@ -46,7 +49,9 @@ METHODS = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
-HEADERS = {"Accept": JSON, "User-Agent": f"{FIELD_MANAGER}/{__version__}"}
+HEADERS = {"User-Agent": f"{FIELD_MANAGER}/{__version__}"}
+LISTED_METADATA = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
+WATCHED_METADATA = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 READS = ("get", "list", "watch")
 STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 DRY_RUN = (("dryRun", "All"),)
@@ -74,22 +79,13 @@ PODS = Kind("", "v1", "Pod", "pods")
 CONFIG_MAPS = Kind("", "v1", "ConfigMap", "configmaps")
 EVENTS = Kind("", "v1", "Event", "events")
 LEASES = Kind("coordination.k8s.io", "v1", "Lease", "leases")
-KINDS = {
-    kind.kind: kind
-    for kind in (
-        REWARDFLJOBS,
-        JOBS,
-        PODS,
-        CONFIG_MAPS,
-        EVENTS,
-        LEASES,
-        Kind("", "v1", "Service", "services"),
-        Kind("", "v1", "ServiceAccount", "serviceaccounts"),
-        Kind("rbac.authorization.k8s.io", "v1", "Role", "roles"),
-        Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings"),
-        Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
-    )
-}
+SERVICES = Kind("", "v1", "Service", "services")
+SERVICE_ACCOUNTS = Kind("", "v1", "ServiceAccount", "serviceaccounts")
+ROLES = Kind("rbac.authorization.k8s.io", "v1", "Role", "roles")
+ROLE_BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
+NETWORK_POLICIES = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+SUPPORTING = (SERVICES, SERVICE_ACCOUNTS, ROLES, ROLE_BINDINGS, NETWORK_POLICIES)
+KINDS = {kind.kind: kind for kind in (REWARDFLJOBS, JOBS, PODS, CONFIG_MAPS, EVENTS, LEASES, *SUPPORTING)}
 
 
 class ApiError(Exception):
@@ -165,12 +161,14 @@ class Cluster:
                 return None
             raise
 
-    async def list_pages(self, kind: Kind, namespace: str | None = None, selector: str = "") -> AsyncIterator[Raw]:
+    async def list_pages(
+        self, kind: Kind, namespace: str | None = None, selector: str = "", *, metadata_only: bool = False
+    ) -> AsyncIterator[Raw]:
         """Yield the list of objects page by page, so that it is never in memory twice."""
-        token = ""
+        token, headers = "", LISTED_METADATA if metadata_only else PLAIN
         while True:
             query = _said(labelSelector=selector, limit=str(PAGE_SIZE), **{"continue": token})
-            page = await self._json(self._request("list", kind, kind.path(namespace), query=query))
+            page = await self._json(self._request("list", kind, kind.path(namespace), query=query, headers=headers))
             yield page
             token = (page.get("metadata") or {}).get("continue") or ""
             if not token:
@@ -181,7 +179,14 @@ class Cluster:
         return [item async for page in self.list_pages(kind, namespace, selector) for item in page.get("items") or []]
 
     async def watch(
-        self, kind: Kind, namespace: str | None, selector: str, version: str, silence_seconds: float
+        self,
+        kind: Kind,
+        namespace: str | None,
+        selector: str,
+        version: str,
+        silence_seconds: float,
+        *,
+        metadata_only: bool = False,
     ) -> AsyncIterator[Raw]:
         """Yield watch events (with `type` and `object`), bookmarks included, from `version` on until the server ends them.
 
@@ -196,7 +201,8 @@ class Cluster:
         fixed = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SERVER_SECONDS)}
         query = _said(labelSelector=selector, resourceVersion=version, **fixed)
         timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
-        response = await self._request("watch", kind, kind.path(namespace), query=query, timeout=timeout)
+        headers = WATCHED_METADATA if metadata_only else PLAIN
+        response = await self._request("watch", kind, kind.path(namespace), query=query, headers=headers, timeout=timeout)
         try:
             yield {"type": OPENED}
             async for line in _lines(response.content):
@@ -241,9 +247,7 @@ class Cluster:
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Raw) -> Raw:
         """Apply a JSON merge patch, and return the object."""
         query = _said(fieldManager=FIELD_MANAGER)
-        return await self._json(
-            self._request("patch", kind, kind.path(namespace, name), patch, query=query, content_type=MERGE_PATCH)
-        )
+        return await self._json(self._request("patch", kind, kind.path(namespace, name), patch, query=query, headers=MERGE_PATCH))
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete the object that has this uid, its own children in the background. Its absence is no error."""
@@ -265,7 +269,7 @@ class Cluster:
         body: Raw | None = None,
         *,
         query: Query = (),
-        content_type: str = JSON,
+        headers: Mapping[str, str] = PLAIN,
         timeout: aiohttp.ClientTimeout = REQUEST_TIMEOUT,  # noqa: ASYNC109 - aiohttp keeps it
     ) -> aiohttp.ClientResponse:
         """Send a request, count it, and return the answer, which is not read yet.
@@ -280,8 +284,8 @@ class Cluster:
         url = f"{self.configuration.host}{path}{'?' if query else ''}{urlencode(list(query))}"
         count = self.metrics.api_requests
         try:
-            headers = {**await self._credentials(), "Content-Type": content_type}
-            answer = await self._api.rest_client.request(METHODS[verb], url, headers=headers, body=body, _request_timeout=timeout)
+            options = {"headers": {**await self._credentials(), **headers}, "body": body, "_request_timeout": timeout}
+            answer = await self._api.rest_client.request(METHODS[verb], url, **options)
         except (aiohttp.ClientError, TimeoutError) as error:
             count.labels(verb, kind.plural, "timeout" if isinstance(error, TimeoutError) else "connection").inc()
             raise
@@ -298,7 +302,7 @@ class Cluster:
 
     async def _apply(self, kind: Kind, path: str, body: Raw) -> Raw:
         query = (*STRICT, ("force", "true"))
-        return await self._json(self._request("apply", kind, path, body, query=query, content_type=APPLY_PATCH))
+        return await self._json(self._request("apply", kind, path, body, query=query, headers=APPLY_PATCH))
 
     async def _forget_missing(self, request: Awaitable[aiohttp.ClientResponse]) -> None:
         try:

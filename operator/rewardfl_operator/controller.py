@@ -9,19 +9,17 @@ from typing import Any
 import aiohttp
 
 from . import logs
-from .cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
-from .informer import Informer, Key
+from .cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, SUPPORTING, ApiError, Cluster, Kind
+from .informer import WHOLE, Informer, Key, View
 from .liveness import Liveness
-from .names import CHILD_SELECTOR, PROGRESS_SELECTOR
+from .names import CHILD_SELECTOR, CONFIG_SELECTOR, PROGRESS_SELECTOR
 from .queue import WorkQueue
 from .reconcile import Informers, Reconciler
 from .settings import OperatorSettings
 from .store import JobStore, key_of
+from .supporting import STUBS
 
 Raw = dict[str, Any]
-
-REAPPLY_SECONDS = 600.0
-"""How often the objects of a job are applied again, in case that somebody has changed or removed one."""
 
 LONGEST_TURN_SECONDS = 300.0
 """No turn of a job takes longer; it is broken off and comes again. Each of its requests has a time limit of its own."""
@@ -40,8 +38,8 @@ class Controller:
     def __init__(self, cluster: Cluster, settings: OperatorSettings) -> None:
         self._cluster, self._settings = cluster, settings
         self._namespaces: list[str | None] = [*settings.watch_namespaces] or [None]
-        self._metrics = cluster.metrics
-        self._queue: WorkQueue[Key] = WorkQueue(waited=self._metrics.queue_wait_seconds.observe)
+        self.metrics = cluster.metrics
+        self._queue: WorkQueue[Key] = WorkQueue(waited=self.metrics.queue_wait_seconds.observe)
         self.store = JobStore()
         self.informers = self._make_informers()
         self._reconciler = Reconciler(cluster, settings, self.store, self.informers)
@@ -57,11 +55,12 @@ class Controller:
         if event_type == "DELETED":
             self.store.drop(key, body["metadata"]["uid"])
             self._watched.pop(key, None)
+            self._queue.add(key)
         else:
-            self.store.put(body)
             self._watched[key] = body["metadata"]["resourceVersion"]
+            if self.store.put(body):  # and not merely the echo of a write of our own
+                self._queue.add(key)
         self._missed_since.pop(key, None)
-        self._queue.add(key)
 
     async def run(self) -> None:
         """Run for ever; ends with the first part that fails for good."""
@@ -102,11 +101,14 @@ class Controller:
     def _make_informers(self) -> Informers:
         silence = self._settings.watch_silence_seconds
 
-        def make(kind: Any, selector: str) -> tuple[Informer, ...]:
+        def make(kind: Kind, selector: str, view: View = WHOLE) -> tuple[Informer, ...]:
             common = (self._cluster, kind, selector, self._queue.add)
-            return tuple(Informer(*common, namespace, silence) for namespace in self._namespaces)
+            return tuple(Informer(*common, namespace, silence, view) for namespace in self._namespaces)
 
-        return Informers(make(JOBS, CHILD_SELECTOR), make(PODS, CHILD_SELECTOR), make(CONFIG_MAPS, PROGRESS_SELECTOR))
+        watched = [(CONFIG_MAPS, CONFIG_SELECTOR), *((kind, CHILD_SELECTOR) for kind in SUPPORTING)]
+        supporting = [informer for each in watched for informer in make(*each, STUBS)]
+        jobs, pods, progress = make(JOBS, CHILD_SELECTOR), make(PODS, CHILD_SELECTOR), make(CONFIG_MAPS, PROGRESS_SELECTOR)
+        return Informers(jobs, pods, progress, tuple(supporting))
 
     async def _work_for_ever(self) -> None:
         while True:
@@ -114,7 +116,7 @@ class Controller:
 
     async def _work(self, key: Key) -> None:
         """Give one job its turn. Whatever is wrong with it stays with it."""
-        with logs.about(*key), self._metrics.reconcile_seconds.time():
+        with logs.about(*key), self.metrics.reconcile_seconds.time():
             try:
                 async with asyncio.timeout(LONGEST_TURN_SECONDS):
                     again = await self._reconciler.reconcile(key)
@@ -133,9 +135,9 @@ class Controller:
     def _failed(self, key: Key, answer: str = "", at_least_seconds: float = 0.0) -> float:
         """Count a turn that failed, by what the API server answered if it was the reason, and say when the next one comes."""
         if answer:
-            self._metrics.api_retries.labels(answer).inc()
+            self.metrics.api_retries.labels(answer).inc()
         cause = "connection" if answer == "connection" else "api" if answer else "internal"
-        self._metrics.reconcile_errors.labels(cause).inc()
+        self.metrics.reconcile_errors.labels(cause).inc()
         return self._queue.retry(key, at_least_seconds)
 
     def _end_turn(self, key: Key, again: float | None) -> None:
@@ -149,7 +151,6 @@ class Controller:
 
     async def _resync_for_ever(self) -> None:
         """Compare the list of jobs with what is known, now and then."""
-        reapplied = monotonic()
         while True:
             await asyncio.sleep(self._settings.resync_seconds)
             try:
@@ -158,11 +159,6 @@ class Controller:
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 self._liveness.failed()
                 logger.warning("resync: %s; again in %.0f s", error or type(error).__name__, self._settings.resync_seconds)
-            if monotonic() - reapplied > REAPPLY_SECONDS:
-                reapplied = monotonic()
-                for key in self.store.known():
-                    self._reconciler.reapply(key)
-                    self._queue.add(key)
 
     async def _resync(self) -> None:
         """Take in what the watch has missed, and remember since when it has."""

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -35,6 +36,7 @@ class Informer:
         changed: called with the job that a change concerns.
         namespace: the only namespace to watch; None for all.
         silence_seconds: after which a watch that says nothing is opened anew.
+        view: what of the objects.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Informer:
         changed: Callable[[Key], None],
         namespace: str | None = None,
         silence_seconds: float = 70.0,
+        view: "View | None" = None,
     ) -> None:
         self._cluster, self.kind, self._selector = cluster, kind, selector
         self._changed, self._namespace, self._silence = changed, namespace, silence_seconds
+        self._view = view or WHOLE
         self._objects: dict[Key, dict[str, Raw]] = {}
         self.synced = asyncio.Event()
         self.last_contact = monotonic()
@@ -56,6 +60,19 @@ class Informer:
     def of(self, job: Key) -> tuple[Raw, ...]:
         """Return the objects that belong to `job`."""
         return tuple(self._objects.get(job, {}).values())
+
+    def get(self, job: Key, name: str) -> Raw | None:
+        """Return one of them; None when there is none of that name."""
+        return self._objects.get(job, {}).get(name)
+
+    def covers(self, namespace: str) -> bool:
+        """Whether it watches this namespace."""
+        return self._namespace in (None, namespace)
+
+    def learn(self, item: Raw) -> None:
+        """Take in the answer to a write of our own, before the watch tells of it."""
+        if not self._is_known(item):
+            self._put(self._objects, item)
 
     async def run(self) -> None:
         """List and watch, for ever."""
@@ -79,7 +96,9 @@ class Informer:
         """Replace the copy by what there is now, and return its version."""
         found: dict[Key, dict[str, Raw]] = {}
         version = ""
-        async for page in self._cluster.list_pages(self.kind, self._namespace, self._selector):
+        async for page in self._cluster.list_pages(
+            self.kind, self._namespace, self._selector, metadata_only=self._view.metadata_only
+        ):
             version = page["metadata"]["resourceVersion"]
             for item in page.get("items") or []:
                 self._put(found, item)
@@ -94,7 +113,9 @@ class Informer:
         """Take in changes until the watch ends or falls silent, and return the version to go on from."""
         opened = False
         try:
-            async for event in self._cluster.watch(self.kind, self._namespace, self._selector, version, self._silence):
+            async for event in self._cluster.watch(
+                self.kind, self._namespace, self._selector, version, self._silence, metadata_only=self._view.metadata_only
+            ):
                 opened, self.last_contact = True, monotonic()
                 if event["type"] != OPENED:
                     version = event["object"]["metadata"]["resourceVersion"]
@@ -111,7 +132,9 @@ class Informer:
         if event["type"] == "BOOKMARK" or key is None:
             return
         if event["type"] == "DELETED":
-            self._drop(key, event["object"]["metadata"]["name"])
+            self._drop(key, event["object"]["metadata"])
+        elif self._is_known(event["object"]):
+            return
         else:
             self._put(self._objects, event["object"])
         self._tell([key])
@@ -119,11 +142,20 @@ class Informer:
     def _put(self, objects: dict[Key, dict[str, Raw]], item: Raw) -> None:
         key = job_of(item)
         if key is not None:
-            objects.setdefault(key, {})[item["metadata"]["name"]] = slim(item)
+            objects.setdefault(key, {})[item["metadata"]["name"]] = self._view.keep(item)
 
-    def _drop(self, key: Key, name: str) -> None:
+    def _is_known(self, item: Raw) -> bool:
+        """Whether this version, or a newer one, is there already: the answer to a write overtakes the watch."""
+        key = job_of(item)
+        known = self.get(key, item["metadata"]["name"]) if key is not None else None
+        return known is not None and version_of(known) >= version_of(item)
+
+    def _drop(self, key: Key, metadata: Raw) -> None:
+        """Forget an object, unless another one of its name has been made since."""
         of_job = self._objects.get(key, {})
-        of_job.pop(name, None)
+        known = of_job.get(metadata["name"])
+        if known is not None and known["metadata"].get("uid") == metadata.get("uid"):
+            del of_job[metadata["name"]]
         if not of_job:
             self._objects.pop(key, None)
 
@@ -139,6 +171,12 @@ def job_of(item: Raw) -> Key | None:
     return (metadata["namespace"], name) if name else None
 
 
+def version_of(item: Raw) -> int:
+    """The resource version as a number: Kubernetes guarantees its order since 1.35, and etcd's revisions always had it."""
+    text = item["metadata"].get("resourceVersion", "")
+    return int(text) if text.isdigit() else 0
+
+
 def slim(item: Raw) -> Raw:
     """Return `item` without what nobody here looks at: most of a pod is its spec and the record of who wrote which field."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
@@ -146,6 +184,15 @@ def slim(item: Raw) -> Raw:
     return {**item, "metadata": metadata, "spec": spec}
 
 
+@dataclass(frozen=True)
+class View:
+    """How much of its objects an informer asks for and keeps."""
+
+    keep: Callable[[Raw], Raw]
+    metadata_only: bool = False
+
+
+WHOLE = View(slim)
 KEPT_OF_SPEC = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "completions", "parallelism")
 
 

@@ -10,11 +10,17 @@ PROGRESS_PART = "progress"
 SHAPE_ANNOTATION = f"{GROUP}/shape"
 """Hash of the fields of the spec that a Kubernetes Job cannot take over once it was made."""
 
+APPLIED_ANNOTATION = f"{GROUP}/applied"
+"""Hash of the manifest that an object was made from."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 COMPLETION_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-CHILD_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
+CHILD_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER},{JOB_LABEL}"
+"""Both labels: an object that loses either leaves the informers, and is looked at again."""
+
 PROGRESS_SELECTOR = f"{CHILD_SELECTOR},{PART_LABEL}={PROGRESS_PART}"
+CONFIG_SELECTOR = f"{CHILD_SELECTOR},{PART_LABEL}!={PROGRESS_PART}"
 
 
 def labels(job: RewardFLJob) -> dict[str, str]:

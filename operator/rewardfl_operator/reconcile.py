@@ -21,13 +21,14 @@ from rewardfl_api.status import RewardFLJobStatus
 from . import events, gang, names, refusals, resources, status
 from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
 from .causes import Cause
-from .cluster import CONFIG_MAPS, CONFLICT, JOBS, KINDS, PODS, REWARDFLJOBS, ApiError, Cluster
+from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .guard import TemplateError
 from .informer import Informer, Key
 from .observed import Children, JobSeen, Pod, owner_uid
 from .reading import Problem, Reading, read
 from .settings import OperatorSettings
 from .store import JobStore
+from .supporting import SupportingObjects
 
 Raw = dict[str, Any]
 
@@ -37,10 +38,6 @@ BLOCKED_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-class Blocked(Exception):
-    """An object of an earlier job of the same name still stands; it is gone in a moment."""
-
-
 @dataclass(frozen=True)
 class Informers:
     """Copies of the jobs' children, one informer a namespace served."""
@@ -48,11 +45,13 @@ class Informers:
     jobs: tuple[Informer, ...]
     pods: tuple[Informer, ...]
     progress: tuple[Informer, ...]
+    supporting: tuple[Informer, ...]
+    """Of those only the metadata."""
 
     @property
     def all(self) -> tuple[Informer, ...]:
         """Return every informer."""
-        return (*self.jobs, *self.pods, *self.progress)
+        return (*self.jobs, *self.pods, *self.progress, *self.supporting)
 
 
 class Reconciler:
@@ -76,7 +75,7 @@ class Reconciler:
     ) -> None:
         self._cluster, self._settings, self._store, self._informers = cluster, settings, store, informers
         self._clock = clock
-        self._applied: dict[Key, str] = {}
+        self._supporting = SupportingObjects(cluster, settings, informers.supporting, informers.progress)
         self._problems: dict[Key, Problem | None] = {}
         self._left_alone: set[Key] = set()
         self._admission = Admission(cluster, settings)
@@ -103,7 +102,7 @@ class Reconciler:
             reason = Reason.INVALID_TEMPLATE if isinstance(error, TemplateError) else Reason.INVALID_SPEC
             await self._refuse(body, reason, str(error), previous)
             return None
-        except Blocked as error:
+        except refusals.Blocked as error:
             logger.info("%s/%s: %s", *key, error)
             await self._report(job, key, body, previous)
             return BLOCKED_SECONDS
@@ -117,14 +116,10 @@ class Reconciler:
 
     def forget(self, key: Key) -> None:
         """Remember nothing more of a job that is gone."""
-        self._applied.pop(key, None)
+        self._supporting.forget(key)
         self._problems.pop(key, None)
         self._left_alone.discard(key)
         self._admission.forget(key)
-
-    def reapply(self, key: Key) -> None:
-        """Apply the job's objects again at its next reconcile, whether or not they seem to have changed."""
-        self._applied.pop(key, None)
 
     def _leaves_alone(self, body: Raw, key: Key) -> bool:
         """Whether another controller looks after the job (`managedBy`); said once. Its spec may be one of another version."""
@@ -137,29 +132,16 @@ class Reconciler:
     async def _bring_about(self, job: RewardFLJob, key: Key) -> None:
         """Make the objects, and keep the Kubernetes Job's changeable fields up to date."""
         live = self._live_job(key)
-        if live is not None and owner_uid(live) != job.metadata.uid:
-            raise self._not_ours(live, job)
+        if live is not None:
+            refusals.require_ours(f"Job {key[1]}", live, job)
         wanted_job = resources.indexed_job(job, self._settings) if live is None else None
         if wanted_job is not None and job.spec.template:
             await self._admission.check_template(wanted_job, job, key)
-        supporting = resources.supporting_objects(job, self._settings)
-        digest = refusals.digest(supporting)
-        if self._applied.get(key) != digest:
-            for manifest in supporting:
-                await self._apply_own(manifest, job)
-            self._applied[key] = digest
+        await self._supporting.ensure(job, key)
         if wanted_job is not None:
             await self._create_job(wanted_job, job)
         elif live is not None:
             await self._update_job(live, job)
-
-    async def _apply_own(self, manifest: Raw, job: RewardFLJob) -> None:
-        """Apply an object, unless one of that name belongs to somebody else."""
-        metadata = manifest["metadata"]
-        live = await self._cluster.get(KINDS[manifest["kind"]], metadata["namespace"], metadata["name"])
-        if live is not None and owner_uid(live) != job.metadata.uid:
-            raise self._not_ours(live | {"kind": manifest["kind"]}, job)
-        await self._cluster.apply(manifest)
 
     async def _create_job(self, manifest: Raw, job: RewardFLJob) -> None:
         """Make the Kubernetes Job. Its name is its identity, so there can never be two.
@@ -168,36 +150,31 @@ class Reconciler:
         """
         metadata = manifest["metadata"]
         try:
-            await self._cluster.create(manifest)
+            live = await self._cluster.create(manifest)
         except ApiError as error:
             if error.is_refusal:
                 raise TemplateError(refused(error)) from error
-            live = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"]) if error.status == CONFLICT else None
-            if live is None:
+            found = await self._cluster.get(JOBS, metadata["namespace"], metadata["name"]) if error.status == CONFLICT else None
+            if found is None:
                 raise
-            if owner_uid(live) != job.metadata.uid:
-                raise self._not_ours(live, job) from error
+            refusals.require_ours(f"Job {metadata['name']}", found, job)
+            live = found
+        for informer in self._informers.jobs:
+            if informer.covers(metadata["namespace"]):
+                informer.learn(live)
 
     async def _update_job(self, live: Raw, job: RewardFLJob) -> None:
         """Bring the changeable fields up to date; make a suspended Job anew when the others have changed."""
         metadata = live["metadata"]
         if "deletionTimestamp" in metadata:
-            raise Blocked("the Kubernetes Job is being removed")
+            raise refusals.Blocked("the Kubernetes Job is being removed")
         old_shape = (metadata.get("annotations") or {}).get(names.SHAPE_ANNOTATION)
         if old_shape != resources.shape(job) and live["spec"].get("suspend"):
             await self._cluster.delete(JOBS, metadata["namespace"], metadata["name"], metadata["uid"])
-            raise Blocked("the spec was changed while the job was suspended: the Kubernetes Job is made anew")
+            raise refusals.Blocked("the spec was changed while the job was suspended: the Kubernetes Job is made anew")
         changes = resources.job_changes(job, live, recorded_as_finished=False)
         if changes:
             await self._cluster.patch(JOBS, metadata["namespace"], metadata["name"], changes)
-
-    def _not_ours(self, live: Raw, job: RewardFLJob) -> Exception:
-        """Tell an object that is about to be collected from one that a person made."""
-        owners = (live["metadata"].get("ownerReferences") or [{}])[0]
-        what = f"{live.get('kind', 'Job')} {live['metadata']['name']}"
-        if owners.get("kind") == job.kind and owners.get("name") == job.metadata.name:
-            return Blocked(f"waiting for the {what} of an earlier job of this name to be removed")
-        return refusals.NameTaken(what)
 
     async def _report(
         self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus, obstacle: Cause | None = None
@@ -228,7 +205,7 @@ class Reconciler:
         """Read pods and report anew before a result is written for good: the informers may lag behind one another."""
         metadata = job.metadata
         live = await self._cluster.get(JOBS, metadata.namespace, metadata.name)
-        selector = f"{names.CHILD_SELECTOR},{names.JOB_LABEL}={metadata.name}"
+        selector = f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.JOB_LABEL}={metadata.name}"
         pods = await self._cluster.list_all(PODS, metadata.namespace, selector)
         report = await self._cluster.get(CONFIG_MAPS, metadata.namespace, job.progress_name)
         children = _children(live, pods, metadata.uid)
@@ -237,8 +214,18 @@ class Reconciler:
     async def _tell_problem(self, job: RewardFLJob, key: Key, problem: Problem | None) -> None:
         """Say once, not at every report, that reports are ignored."""
         if problem is not None and self._problems.get(key) != problem:
-            await self._cluster.apply(events.manifest(events.of_problem(problem), job, self._clock()))
+            await self._tell(events.of_problem(problem), job)
         self._problems[key] = problem
+
+    async def _tell(self, event: events.Event, job: RewardFLJob) -> None:
+        """Send an event; one that was sent before is brought up to date."""
+        manifest = events.manifest(event, job, self._clock())
+        try:
+            await self._cluster.create(manifest)
+        except ApiError as error:
+            if error.status != CONFLICT:
+                raise
+            await self._cluster.apply(manifest)
 
     async def _write(self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus, new: RewardFLJobStatus) -> None:
         """Send the events of the change, then write the status, if it differs from what stands there."""
@@ -246,7 +233,7 @@ class Reconciler:
         if wanted == body.get("status"):
             return
         for event in events.of_change(previous, new):
-            await self._cluster.apply(events.manifest(event, job, self._clock()))
+            await self._tell(event, job)
         if new.phase != previous.phase:
             logger.info("%s/%s: %s -> %s", *key, previous.phase, new.phase)
         written = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)

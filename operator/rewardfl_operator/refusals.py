@@ -1,13 +1,13 @@
 """What is said about a resource that cannot be carried out, and the little that can still be known of it. Pure."""
 
-import hashlib
-import json
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from rewardfl_api.job import ObjectMeta, RewardFLJob
+
+from .observed import owner_uid
 
 Raw = dict[str, Any]
 
@@ -20,6 +20,25 @@ class NameTaken(Exception):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"metadata.name: the {what} exists already and is not this job's; rename the job, or that object")
+
+
+class Blocked(Exception):
+    """An object of an earlier job of the same name still stands; it is gone in a moment."""
+
+
+def require_ours(what: str, live: Raw, job: RewardFLJob) -> None:
+    """Tell an object that is about to be collected from one that a person made.
+
+    Raises:
+        Blocked: it belongs to an earlier job of this name.
+        NameTaken: it belongs to somebody else.
+    """
+    if owner_uid(live) == job.metadata.uid:
+        return
+    owner = (live["metadata"].get("ownerReferences") or [{}])[0]
+    if owner.get("kind") == job.kind and owner.get("name") == job.metadata.name:
+        raise Blocked(f"waiting for the {what} of an earlier job of this name to be removed")
+    raise NameTaken(what)
 
 
 def render(error: ValidationError) -> str:
@@ -47,8 +66,3 @@ def stub(body: Raw) -> RewardFLJob:
     """Return a job of which only the metadata can be relied upon, for the events and the status of a refused one."""
     unknown: Any = None
     return RewardFLJob.model_construct(metadata=ObjectMeta.model_validate(body["metadata"]), spec=unknown)
-
-
-def digest(manifests: list[Raw]) -> str:
-    """Return a hash of what is to be applied, to tell whether it has been."""
-    return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ An older version never takes the place of a newer one, so a slow watch cannot un
 from collections import Counter
 from typing import Any
 
-from .informer import Key
+from .informer import Key, version_of
 
 Raw = dict[str, Any]
 
@@ -37,7 +37,7 @@ class JobStore:
         """Keep `body` if it is newer than what is known, and return whether it was."""
         key = key_of(body)
         known = self._bodies.get(key)
-        if known is not None and _version(known) >= _version(body):
+        if known is not None and version_of(known) >= version_of(body):
             return False
         self._bodies[key] = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"}}
         return True
@@ -52,12 +52,6 @@ class JobStore:
 def key_of(body: Raw) -> Key:
     """Return namespace and name of an object."""
     return body["metadata"]["namespace"], body["metadata"]["name"]
-
-
-def _version(body: Raw) -> int:
-    """The resource version as a number: Kubernetes guarantees its order since 1.35, and etcd's revisions always had it."""
-    text = body["metadata"].get("resourceVersion", "")
-    return int(text) if text.isdigit() else 0
 
 
 def _phase(body: Raw) -> str:

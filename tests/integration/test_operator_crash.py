@@ -1,18 +1,22 @@
-"""An operator that is killed after any of its writes leaves nothing that the next one does not bring to the same end."""
+"""An operator writes what is missing and nothing else, and being killed after any of its writes changes nothing of that."""
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from aiohttp import ClientResponse
 
+from rewardfl_api.job import RewardFLJob
+from rewardfl_api.trainer_config import CONFIG_KEY
+from rewardfl_operator import resources
 from rewardfl_operator.cluster import READS, Cluster, Kind
 from rewardfl_operator.controller import Controller
 from rewardfl_operator.settings import OperatorSettings
+from rewardfl_operator.supporting import seal
 from tests.integration.operator_harness import Installation, manifest, until
 
 pytestmark = pytest.mark.slow
@@ -79,6 +83,36 @@ async def operate(installation: Installation, job: str, last_write: int | None) 
     return cluster.writes
 
 
+@asynccontextmanager
+async def operating(installation: Installation) -> AsyncIterator[tuple[MortalCluster, Controller]]:
+    """Run an operator within the block. The watch of RewardFLJobs is kopf's; here its resync sees them."""
+    cluster = await MortalCluster.of(installation)
+    controller = Controller(cluster, FAST)
+    running = asyncio.create_task(controller.run())
+    try:
+        yield cluster, controller
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await cluster.close()
+
+
+async def eventually(what: str, check: Callable[[], Any]) -> None:
+    await asyncio.to_thread(until, what, check)
+
+
+def turns(controller: Controller) -> float:
+    return controller.metrics.registry.get_sample_value("rewardfl_reconcile_duration_seconds_count") or 0.0
+
+
+def requests(controller: Controller, verb: str, kind: str = "") -> float:
+    """How many requests it has made."""
+    samples = (sample for family in controller.metrics.api_requests.collect() for sample in family.samples)
+    counts = (sample for sample in samples if sample.name.endswith("_total"))
+    return sum(each.value for each in counts if each.labels["verb"] == verb and kind in each.labels["kind"])
+
+
 def is_settled(installation: Installation, job: str) -> bool:
     return installation.condition(job, "Running").get("reason") == "Unschedulable" and len(installation.pods(job)) == 2
 
@@ -119,27 +153,36 @@ async def test_a_job_is_brought_about_the_same_whichever_write_was_the_last(inst
     assert len(writes) < MORE_WRITES_THAN_A_JOB_NEEDS
 
 
+async def test_a_job_costs_one_request_for_each_of_its_objects(installation: Installation) -> None:
+    installation.create(manifest("frugal"))
+
+    requests = await operate(installation, "frugal", None)
+
+    made = sorted(request for request in requests if "/events" not in request and "/status" not in request)
+    assert made == [
+        "create /api/v1/namespaces/default/configmaps",
+        "create /api/v1/namespaces/default/configmaps",
+        "create /api/v1/namespaces/default/serviceaccounts",
+        "create /api/v1/namespaces/default/services",
+        "create /apis/batch/v1/namespaces/default/jobs",
+        "create /apis/networking.k8s.io/v1/namespaces/default/networkpolicies",
+        "create /apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings",
+        "create /apis/rbac.authorization.k8s.io/v1/namespaces/default/roles",
+    ]
+
+
 async def test_an_operator_that_finds_everything_done_writes_nothing(installation: Installation) -> None:
     installation.create(manifest("quiet"))
     await operate(installation, "quiet", None)
-    version = installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"]
-    children = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in installation.children("quiet")}
 
-    cluster = await MortalCluster.of(installation)
-    controller = Controller(cluster, FAST)
-    running = asyncio.create_task(controller.run())
-    await asyncio.sleep(4)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    await cluster.close()
+    async with operating(installation) as (cluster, controller):
+        await eventually(
+            "each job had its turn", lambda: turns(controller) >= len(controller.store) and not controller.queue_depth()
+        )
+        await eventually("a resync", lambda: requests(controller, "list", "rewardfljobs") >= 2)
 
-    assert not [write for write in cluster.writes if "rewardfljobs" in write or "jobs/quiet" in write]
-    assert installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"] == version
-    after = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in installation.children("quiet")}
-    assert {name: after[name] for name in children if "quiet-" not in name} == {
-        name: found for name, found in children.items() if "quiet-" not in name
-    }
+    assert cluster.writes == []
+    assert requests(controller, "get") == 0
 
 
 async def test_objects_that_somebody_has_removed_come_back_with_the_next_operator(installation: Installation) -> None:
@@ -148,14 +191,71 @@ async def test_objects_that_somebody_has_removed_come_back_with_the_next_operato
     installation.cluster.kubectl("delete", "configmap/robbed-config", "service/robbed", "job/robbed", "--wait=true")
     until("the pods are gone", lambda: not installation.pods("robbed"))
 
-    cluster = await MortalCluster.of(installation)
-    controller = Controller(cluster, FAST)
-    running = asyncio.create_task(controller.run())
-    await asyncio.to_thread(installation.wait_for_pods, "robbed", 2)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    await cluster.close()
+    async with operating(installation):
+        await asyncio.to_thread(installation.wait_for_pods, "robbed", 2)
 
     assert installation.find("configmap", "robbed-config") is not None
     assert installation.find("service", "robbed") is not None
+
+
+async def test_what_somebody_changes_while_the_operator_runs_is_mended_and_what_they_add_is_left(
+    installation: Installation,
+) -> None:
+    installation.create(manifest("edited"))
+    async with operating(installation) as (cluster, _):
+        await asyncio.to_thread(installation.wait_for_pods, "edited", 2)
+        config = installation.get("configmap", "edited-config")["data"]
+        cluster.writes.clear()
+
+        installation.patch("configmap", "edited-config", {"data": {CONFIG_KEY: "broken", "theirs": "kept"}})
+        installation.cluster.kubectl("delete", "networkpolicy", "edited", "--wait=true")
+        installation.patch("role", "edited-trainer", {"metadata": {"labels": {"rewardfl.io/job-name": None}}})
+
+        def is_mended() -> bool:
+            data = installation.get("configmap", "edited-config")["data"]
+            role = installation.get("role", "edited-trainer")
+            return data == {**config, "theirs": "kept"} and "rewardfl.io/job-name" in role["metadata"]["labels"]
+
+        await eventually("both are mended", is_mended)
+        await eventually("the policy is back", lambda: installation.find("networkpolicy", "edited"))
+    assert len([write for write in cluster.writes if "edited-config" in write]) == 2  # the fields taken over, then applied
+
+
+async def test_what_somebody_changed_while_no_operator_ran_is_mended(installation: Installation) -> None:
+    installation.create(manifest("unwatched"))
+    await operate(installation, "unwatched", None)
+    rules = installation.get("role", "unwatched-trainer")["rules"]
+    everything = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
+    installation.patch("role", "unwatched-trainer", {"rules": everything})
+
+    async with operating(installation):
+        await eventually("the role is mended", lambda: installation.get("role", "unwatched-trainer")["rules"] == rules)
+
+
+async def test_a_port_that_is_no_longer_wanted_goes_from_a_service_that_was_created_with_it(installation: Installation) -> None:
+    """What is created is not what is applied: without care an apply would leave it there."""
+    job = RewardFLJob.parse(installation.create(manifest("upgraded")))
+    service = next(item for item in resources.supporting_objects(job, FAST) if item["kind"] == "Service")
+    port = {"name": "old", "port": 1234, "protocol": "TCP", "targetPort": 1234}
+    earlier = {**service, "spec": {**service["spec"], "ports": [*service["spec"]["ports"], port]}}
+    seal(earlier)
+    cluster = await MortalCluster.of(installation)
+    await cluster.create(earlier)
+    await cluster.close()
+
+    await operate(installation, "upgraded", None)
+
+    assert [port["name"] for port in installation.get("service", "upgraded")["spec"]["ports"]] == ["rendezvous"]
+
+
+async def test_an_object_of_somebody_else_is_not_touched(installation: Installation) -> None:
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "taken-trainer"}}
+    before = installation.create(account)["metadata"]["resourceVersion"]
+    installation.create(manifest("taken"))
+
+    async with operating(installation):
+        await eventually("the job is refused", lambda: installation.condition("taken", "Accepted").get("status") == "False")
+
+    assert "ServiceAccount taken-trainer exists already" in installation.condition("taken", "Accepted")["message"]
+    assert installation.get("serviceaccount", "taken-trainer")["metadata"]["resourceVersion"] == before
+    assert installation.find("job", "taken") is None
