@@ -69,12 +69,15 @@ class WorkQueue(Generic[KeyType]):
         self._finish(key)
 
     def retry(self, key: KeyType, at_least_seconds: float = 0.0) -> float:
-        """End a turn that failed: the next one comes later each time. Return in how many seconds."""
+        """End a turn that failed: the next one comes later each time. Return in how many seconds.
+
+        Whatever is added meanwhile may bring it forward, but never before `at_least_seconds` are over.
+        """
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay: float = min(FIRST_RETRY_SECONDS * 2 ** (failures - 1), LONGEST_RETRY_SECONDS)
         delay = max(delay * random.uniform(*JITTER), at_least_seconds)  # noqa: S311 - jitter
         self._due.pop(key, None)
-        self._finish(key)
+        self._finish(key, at_least_seconds)
         self.add(key, delay)
         return delay
 
@@ -85,9 +88,9 @@ class WorkQueue(Generic[KeyType]):
         self._working.discard(key)
         self._rested.pop(key, None)
 
-    def _finish(self, key: KeyType) -> None:
+    def _finish(self, key: KeyType, at_least_seconds: float = 0.0) -> None:
         self._working.discard(key)
-        self._rested[key] = monotonic() + self._spacing
+        self._rested[key] = monotonic() + max(self._spacing, at_least_seconds)
         if key in self._due:
             at = self._due[key] = max(self._due[key], self._rested[key])
             self._push(key, at)

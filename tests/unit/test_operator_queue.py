@@ -1,6 +1,7 @@
 """The work queue: one turn at a time for each key, spaced, later and later after failures."""
 
 import asyncio
+import time
 from time import monotonic
 
 import pytest
@@ -82,6 +83,19 @@ async def test_the_servers_own_wish_is_the_least_delay() -> None:
     await queue.get()
 
     assert queue.retry("job", at_least_seconds=7) >= 7
+
+
+async def test_a_change_does_not_bring_forward_what_the_server_wants_to_wait_for() -> None:
+    queue: WorkQueue[str] = WorkQueue(spacing_seconds=0)
+    queue.add("job")
+    await queue.get()
+    began = time.monotonic()
+    queue.retry("job", at_least_seconds=0.3)
+
+    queue.add("job")
+
+    assert await asyncio.wait_for(queue.get(), 2) == "job"
+    assert time.monotonic() - began >= 0.3
 
 
 async def test_one_waiter_is_woken_for_every_key() -> None:
