@@ -1,5 +1,6 @@
 """etcd, kube-apiserver, kube-controller-manager and kube-scheduler, on the machine itself or in a node's namespaces."""
 
+import json
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from .processes import Processes
 
 LOOPBACK = IPv4Address("127.0.0.1")
 _ISSUER = "https://kubernetes.default.svc"
+AUDIT_LOG = "audit.log"
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,18 @@ def free_ports(count: int) -> list[int]:
 
 
 class ControlPlane:
-    """Starts the four programs; `admin_kubeconfig` is what a cluster administrator connects with."""
+    """Starts the four programs; `admin_kubeconfig` is what a cluster administrator connects with.
 
-    def __init__(self, folder: Path, processes: Processes, place: Place) -> None:
+    Args:
+        folder: where certificates, data and logs go.
+        processes: what starts the programs, and ends them.
+        place: where they listen.
+        audited_group: a group of users; what they ask of the API server is written to AUDIT_LOG. Empty: nobody's requests are.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, place: Place, audited_group: str = "") -> None:
         self._folder = folder
+        self._audited_group = audited_group
         self._processes = processes
         self._place = place
         self.authority = Authority(folder / "pki")
@@ -138,7 +148,16 @@ class ControlPlane:
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
             "--profiling=false",
+            *(self._audit() if self._audited_group else []),
         ]
+
+    def _audit(self) -> list[str]:
+        """The flags for a log of who asked what, and whether it was granted; without what was said."""
+        rules = [{"level": "Metadata", "userGroups": [self._audited_group]}, {"level": "None"}]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        file = self._folder / "audit-policy.json"
+        file.write_text(json.dumps(policy), encoding="utf-8")
+        return [f"--audit-policy-file={file}", f"--audit-log-path={self._folder / AUDIT_LOG}"]
 
     def _controller_manager(self, kubeconfig: Path) -> list[str]:
         return [

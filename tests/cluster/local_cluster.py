@@ -9,7 +9,7 @@ from typing import Self
 
 from . import network
 from .build import HELM, KUBERNETES, ensure_built
-from .control_plane import ControlPlane, Place
+from .control_plane import AUDIT_LOG, ControlPlane, Place
 from .host_image import HOST_IMAGE
 from .machine import ensure_packages, require_root
 from .node import NODE_NAME, Node
@@ -28,18 +28,20 @@ class LocalCluster:
         kubeconfig: path of the cluster administrator's kubeconfig.
     """
 
-    def __init__(self, slot: Slot, *, control_plane_only: bool) -> None:
+    def __init__(self, slot: Slot, *, control_plane_only: bool, audited_group: str = "") -> None:
         self._slot = slot
+        self._audited_group = audited_group
         self._node = None if control_plane_only else Node(slot)
         self.kubeconfig: Path = slot.folder / _ADMIN_KUBECONFIG
 
     @classmethod
-    def start(cls, *, control_plane_only: bool = False, detached: bool = False) -> Self:
+    def start(cls, *, control_plane_only: bool = False, detached: bool = False, audited_group: str = "") -> Self:
         """Build and install what is missing, clear what killed sessions left, start a cluster and wait until it is ready.
 
         Args:
             control_plane_only: etcd, API server, controllers and scheduler without a node; needs no root.
             detached: the cluster outlives this process; `python -m tests.cluster down` ends it.
+            audited_group: a group of users; what they ask of the API server is written to `audit_log`.
 
         Raises:
             ClusterError: it cannot start; nothing is left running.
@@ -49,7 +51,7 @@ class LocalCluster:
         ensure_packages(control_plane_only=control_plane_only)
         ensure_built()
         slot = Slot.acquire() if control_plane_only else Slot.acquire(accept=network.is_free)
-        cluster = cls(slot, control_plane_only=control_plane_only)
+        cluster = cls(slot, control_plane_only=control_plane_only, audited_group=audited_group)
         try:
             cluster._bring_up(detached=detached)
         except BaseException:
@@ -68,6 +70,11 @@ class LocalCluster:
     def state_folder(self) -> Path:
         """Logs (`logs/`), pods' logs (`log/pods/`) and data of the cluster; gone when it stops."""
         return self._slot.folder
+
+    @property
+    def audit_log(self) -> Path:
+        """One JSON document a line for each answer to the audited group (audit.k8s.io/v1 Event)."""
+        return self._slot.folder / AUDIT_LOG
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60) -> str:
         """Run kubectl as the cluster's administrator and return what it printed; ClusterError when it fails."""
@@ -102,7 +109,7 @@ class LocalCluster:
         if self._node is not None:
             self._node.create(lifeline=not detached)
             place = Place.in_namespaces(self._node.addresses.node, self._node.enter)
-        control_plane = ControlPlane(self._slot.folder, self._slot.processes, place)
+        control_plane = ControlPlane(self._slot.folder, self._slot.processes, place, self._audited_group)
         control_plane.start_storage_and_api()
         if self._node is not None:
             self._node.start_runtime()

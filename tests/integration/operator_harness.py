@@ -93,9 +93,9 @@ class Installation:
 
     @classmethod
     @contextmanager
-    def start(cls, folder: Path, values: Raw | None = None) -> Iterator["Installation"]:
-        """Start a control plane and install the chart."""
-        with LocalCluster.start(control_plane_only=True) as cluster:
+    def start(cls, folder: Path, values: Raw | None = None, audited_group: str = "") -> Iterator["Installation"]:
+        """Start a control plane, which logs what `audited_group` asks for, and install the chart."""
+        with LocalCluster.start(control_plane_only=True, audited_group=audited_group) as cluster:
             installation = cls(cluster, folder)
             installation.install(values or {})
             node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": {"unschedulable": True}}
