@@ -123,6 +123,7 @@ class Life:
             self._train()
             self._break_and_finish()
             self._edit()
+            self._touch()
             self._in.cluster.kubectl("delete", "rewardfljob", self._name("gone"))
             assert first.stop() == 0
         with self._in.operator(leaderElection=LEASE) as second:  # takes the Lease over, and finds what there is
@@ -206,6 +207,22 @@ class Life:
         self._until("edited", "made anew", lambda name: (job := self._in.find("job", name)) and job["metadata"]["uid"] != before)
         self._in.patch("rewardfljob", name, {"spec": {"runPolicy": {"suspend": False}}})
         self._in.wait_for_pods(name, 1)
+
+    def _touch(self) -> None:
+        """Write to the objects of a job as a person might; the operator looks, and applies them again."""
+        kinds, label = "services,serviceaccounts,roles,rolebindings,networkpolicies,configmaps", "rewardfl.io/job-name"
+        selector = f"{label}={self._name('edited')}"
+        self._in.cluster.kubectl("annotate", kinds, "-l", selector, "touched=1")
+
+        def applied(_: str) -> bool:
+            items = json.loads(self._in.cluster.kubectl("get", kinds, "-l", selector, "-o", "json", "--show-managed-fields"))[
+                "items"
+            ]
+            own = [item for item in items if not item["metadata"]["name"].endswith("-progress")]
+            managers = [{(entry["manager"], entry["operation"]) for entry in item["metadata"]["managedFields"]} for item in own]
+            return len(own) == 6 and all(("rewardfl-operator", "Apply") in of_one for of_one in managers)
+
+        self._until("edited", "applied again", applied)
 
     def _until(self, job: str, what: str, check: Callable[[str], Any]) -> None:
         until(f"{self._name(job)}: {what}", lambda: check(self._name(job)))
