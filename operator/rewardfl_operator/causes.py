@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pydantic.alias_generators import to_camel
 
 from rewardfl_api.errors import FINAL_EXIT_CODES, ExitCode, Reason, TerminationMessage
+from rewardfl_api.printable import printable
 from rewardfl_api.reasons import EXPLANATIONS
 
 from .observed import Container, Pod, Seen
@@ -137,14 +138,14 @@ def _of_container(pod: Pod, container: Container) -> Cause:
     left = TerminationMessage.parse(container.message)
     if left is not None:
         time = datetime.fromtimestamp(left.time, UTC) if 0 < left.time < NEVER.timestamp() else finished
-        message, hint = in_resource_spelling(left.message), in_resource_spelling(left.hint)
-        return Cause(left.reason, message, hint, code, time, rank=left.rank, log_tail=left.log_tail)
+        message, hint = (in_resource_spelling(printable(text)) for text in (left.message, left.hint))
+        return Cause(left.reason, message, hint, code, time, rank=left.rank, log_tail=printable(left.log_tail))
     where = f"container {container.name} of pod {pod.name}"
     if container.exit_reason == "OOMKilled":
         message = f"{where} was killed because it needed more memory than its limit."
         return Cause(Reason.OUT_OF_MEMORY, message, exit_code=code, time=finished)
     if container.exit_reason in ("StartError", "ContainerCannotRun"):
-        message = f"{where} could not be started: {container.message[:LONGEST_MESSAGE]}"
+        message = f"{where} could not be started: {printable(container.message)[:LONGEST_MESSAGE]}"
         return Cause(Reason.BAD_USAGE, message, "Check spec.image and spec.template.", code, finished)
     reason = REASON_OF_EXIT_CODE.get(ExitCode(code), Reason.TRAINER_FAILED) if code in list(ExitCode) else Reason.TRAINER_FAILED
     killed = " (killed by SIGKILL)" if code == SIGKILL_EXIT_CODE else ""

@@ -10,10 +10,22 @@ from typing import Any
 from .settings import PodPolicy
 
 HOST_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC")
+OWN_CONTAINERS = ("stage", "trainer")
 CONTAINER_LISTS = ("initContainers", "containers", "ephemeralContainers")
-OWN_KEYS = ("subdomain", "hostname", "setHostnameAsFQDN", "activeDeadlineSeconds", "serviceAccount")
+OWN_KEYS = ("subdomain", "hostname", "hostnameOverride", "setHostnameAsFQDN", "activeDeadlineSeconds", "serviceAccount")
 """Fields that the pods' finding each other, or the Job controller, depends upon; the last is serviceAccountName's old name."""
 
+HARMLESS_VOLUMES = ("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret")
+"""The volume types of Kubernetes' restricted pod security standard. All others reach past the namespace, or run code."""
+
+SECCOMP_PROFILES = ("RuntimeDefault", "Localhost")
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+HOOKS = ("postStart", "preStop")
+APPARMOR_ANNOTATION = "container.apparmor.security.beta.kubernetes.io/"
+DEVICE_ANNOTATION = "cdi.k8s.io/"
+"""Lets containerd and CRI-O hand host devices to a pod that has not asked for them as resources."""
+
+SYSTEM_PRIORITY = "system-"
 RESERVED_PREFIXES = ("rewardfl.io/", "batch.kubernetes.io/", "job-name", "controller-uid", "app.kubernetes.io/managed-by")
 """Labels that pods are found by."""
 
@@ -55,6 +67,8 @@ def check_shape(template: dict[str, Any]) -> None:
     for key in OWN_KEYS:
         if key in spec:
             raise TemplateError(f"template.spec.{key}: set by the operator; remove it")
+    if "nodeName" in spec:
+        raise TemplateError("template.spec.nodeName: passes the scheduler and its queue by; use nodeSelector or affinity")
     if spec.get("restartPolicy", "Never") != "Never":
         raise TemplateError(f"template.spec.restartPolicy={spec['restartPolicy']}: must be Never; set runPolicy.backoffLimit")
     for key in CONTAINER_LISTS:
@@ -88,6 +102,8 @@ def violations(template: dict[str, Any], policy: PodPolicy, own_account: str) ->
         yield from _host_paths(spec)
     if not policy.allow_privileged:
         yield from _privileges(spec)
+        yield from _volume_types(spec)
+        yield from _annotations(_dict(_dict(template.get("metadata")).get("annotations")))
     account = spec.get("serviceAccountName", own_account)
     if account != own_account and not {account, "*"} & set(policy.allowed_service_accounts):
         yield Violation("template.spec.serviceAccountName", str(account), "podPolicy.allowedServiceAccounts")
@@ -102,26 +118,66 @@ def _host_namespaces(spec: dict[str, Any]) -> Iterator[Violation]:
         for port in _list(container.get("ports")):
             if _dict(port).get("hostPort"):
                 yield Violation(f"{path}.ports.hostPort", _text(port["hostPort"]), permission)
+        yield from _foreign_hosts(path, container, permission)
+
+
+def _foreign_hosts(path: str, container: dict[str, Any], permission: str) -> Iterator[Violation]:
+    """Probes and hooks that name a host: the node's kubelet, in the node's own network, would call it."""
+    lifecycle = _dict(container.get("lifecycle"))
+    handlers = [(f"{path}.{key}", _dict(container.get(key))) for key in PROBES]
+    handlers += [(f"{path}.lifecycle.{key}", _dict(lifecycle.get(key))) for key in HOOKS]
+    for place, handler in handlers:
+        for kind in ("httpGet", "tcpSocket"):
+            host = _dict(handler.get(kind)).get("host")
+            if host:
+                yield Violation(f"{place}.{kind}.host", _text(host), permission)
 
 
 def _host_paths(spec: dict[str, Any]) -> Iterator[Violation]:
-    for volume in _list(spec.get("volumes")):
-        if "hostPath" in _dict(volume):
+    """hostPath volumes, and every mount of one: where the chart mounts a path of the node, a job may not mount it once more."""
+    permission, names = "podPolicy.allowHostPath", set[str]()
+    for volume in map(_dict, _list(spec.get("volumes"))):
+        if volume.get("hostPath") is not None:
+            names.add(str(volume.get("name")))
             path = _dict(volume["hostPath"]).get("path", "")
-            yield Violation(f"template.spec.volumes[{volume.get('name')}].hostPath", _text(path), "podPolicy.allowHostPath")
+            yield Violation(f"template.spec.volumes[{volume.get('name')}].hostPath", _text(path), permission)
+    for place, container in _containers(spec):
+        for mount in map(_dict, _list(container.get("volumeMounts"))):
+            if mount.get("name") in names:
+                how = {key: mount[key] for key in sorted(mount) if key != "mountPath"}
+                yield Violation(f"{place}.volumeMounts[{mount.get('mountPath')}]", _text(how), permission)
+
+
+def _volume_types(spec: dict[str, Any]) -> Iterator[Violation]:
+    for volume in map(_dict, _list(spec.get("volumes"))):
+        for kind in volume:
+            if kind not in ("name", "hostPath", *HARMLESS_VOLUMES):
+                field = f"template.spec.volumes[{volume.get('name')}].{kind}"
+                yield Violation(field, _text(volume[kind]), "podPolicy.allowPrivileged (or use a persistentVolumeClaim)")
+
+
+def _annotations(annotations: dict[str, Any]) -> Iterator[Violation]:
+    for key, value in annotations.items():
+        unconfined = key.startswith(APPARMOR_ANNOTATION) and not _text(value).startswith(("runtime/default", "localhost/"))
+        if unconfined or key.startswith(DEVICE_ANNOTATION):
+            yield Violation(f"template.metadata.annotations.{key}", _text(value), "podPolicy.allowPrivileged")
 
 
 def _privileges(spec: dict[str, Any]) -> Iterator[Violation]:
-    """What Kubernetes' restricted pod security standard forbids, beside host namespaces and host paths."""
+    """What Kubernetes' restricted pod security standard forbids, beside host namespaces and host paths; and the priority of
+    what the cluster itself cannot do without, which would let a job drive that away."""
     permission = "podPolicy.allowPrivileged"
     pod = _dict(spec.get("securityContext"))
     path = "template.spec.securityContext"
     if pod.get("runAsNonRoot") is not True:
         yield Violation(f"{path}.runAsNonRoot", _text(pod.get("runAsNonRoot")), permission)
-    if _dict(pod.get("seccompProfile")).get("type") not in ("RuntimeDefault", "Localhost"):
+    if _dict(pod.get("seccompProfile")).get("type") not in SECCOMP_PROFILES:
         yield Violation(f"{path}.seccompProfile", _text(pod.get("seccompProfile")), permission)
     if pod.get("sysctls"):
         yield Violation(f"{path}.sysctls", _text(pod["sysctls"]), permission)
+    priority = _text(spec.get("priorityClassName"))
+    if priority.startswith(SYSTEM_PRIORITY):
+        yield Violation("template.spec.priorityClassName", priority, permission)
     yield from _identity(path, pod, permission)
     for container_path, container in _containers(spec):
         yield from _container_privileges(f"{container_path}.securityContext", _dict(container.get("securityContext")), permission)
@@ -141,8 +197,9 @@ def _container_privileges(path: str, context: dict[str, Any], permission: str) -
         yield Violation(f"{path}.procMount", _text(context["procMount"]), permission)
     if context.get("runAsNonRoot") is False:
         yield Violation(f"{path}.runAsNonRoot", "false", permission)
-    if _dict(context.get("seccompProfile")).get("type") == "Unconfined":
-        yield Violation(f"{path}.seccompProfile", "Unconfined", permission)
+    profile = context.get("seccompProfile")
+    if profile is not None and _dict(profile).get("type") not in SECCOMP_PROFILES:
+        yield Violation(f"{path}.seccompProfile", _text(_dict(profile).get("type")), permission)
     yield from _identity(path, context, permission)
 
 
@@ -166,6 +223,10 @@ def _containers(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _check_containers(path: str, containers: Any) -> None:
     if not isinstance(containers, list) or not all(isinstance(item, dict) and item.get("name") for item in containers):
         raise TemplateError(f"{path}: must be a list of containers, each with a name (trainer and stage are the operator's)")
+    for container in containers:
+        if container["name"] in OWN_CONTAINERS and container.get("restartPolicy") is not None:
+            field = f"{path}[{container['name']}].restartPolicy={container['restartPolicy']}"
+            raise TemplateError(f"{field}: this container runs once; set runPolicy.backoffLimit")
 
 
 def _text(value: Any) -> str:

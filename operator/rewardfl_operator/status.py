@@ -9,6 +9,7 @@ from typing import Literal
 
 from rewardfl_api.errors import Reason
 from rewardfl_api.job import RewardFLJob
+from rewardfl_api.printable import printable
 from rewardfl_api.progress import Progress, StagingProgress
 from rewardfl_api.reasons import EXPLANATIONS
 from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Failure, Phase, Restart, RewardFLJobStatus, Workers
@@ -154,7 +155,7 @@ def _underway(job: RewardFLJob, children: Children, fresh: Progress | None, prev
             return Situation(previous.phase or phase, cause.reason, cause.text)
         reason = Reason.DISRUPTED if cause.reason is Reason.DISRUPTED else Reason.RESTARTING
         return Situation(phase, reason, f"Starting again after {cause.reason.value}: {cause.text}")
-    message = fresh.message if fresh is not None and fresh.message else _message(phase, job, children)
+    message = printable(fresh.message) if fresh is not None and fresh.message else _message(phase, job, children)
     return Situation(phase, REASON_OF_PHASE[phase], message)
 
 

@@ -42,6 +42,34 @@ FORBIDDEN = {
     "template.spec.containers[helper].securityContext.allowPrivilegeEscalation=unset": {
         "spec": {"containers": [{"name": "helper", "image": "x"}]}
     },
+    "template.spec.containers[trainer].securityContext.seccompProfile=unset": security(seccompProfile={}),
+    "template.spec.containers[trainer].securityContext.runAsNonRoot=false": security(runAsNonRoot=False),
+    "template.spec.containers[trainer].securityContext.runAsUser=0": security(runAsUser=0),
+    "template.spec.containers[trainer].securityContext.appArmorProfile=Unconfined": security(
+        appArmorProfile={"type": "Unconfined"}
+    ),
+    "template.spec.containers[trainer].securityContext.seLinuxOptions": security(seLinuxOptions={"type": "spc_t"}),
+    "template.spec.containers[trainer].securityContext.windowsOptions": security(windowsOptions={"hostProcess": True}),
+    "template.spec.containers[trainer].livenessProbe.httpGet.host=169.254.169.254": container(
+        livenessProbe={"httpGet": {"host": "169.254.169.254", "port": 80}}
+    ),
+    "template.spec.containers[trainer].lifecycle.postStart.tcpSocket.host=10.0.0.1": container(
+        lifecycle={"postStart": {"tcpSocket": {"host": "10.0.0.1", "port": 2379}}}
+    ),
+    "template.spec.priorityClassName=system-node-critical": {"spec": {"priorityClassName": "system-node-critical"}},
+    "template.metadata.annotations.container.apparmor.security.beta.kubernetes.io/trainer=unconfined": {
+        "metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}
+    },
+    "template.metadata.annotations.cdi.k8s.io/all=nvidia.com/gpu=all": {
+        "metadata": {"annotations": {"cdi.k8s.io/all": "nvidia.com/gpu=all"}}
+    },
+    **{
+        f"template.spec.volumes[work].{kind}": {"spec": {"volumes": [{"name": "work", kind: {"server": "10.0.0.1"}}]}}
+        for kind in ("nfs", "iscsi", "gitRepo", "flexVolume", "rbd", "cephfs", "fc", "glusterfs", "awsElasticBlockStore", "image")
+    },
+    "template.spec.ephemeralContainers[debug].securityContext.allowPrivilegeEscalation=unset": {
+        "spec": {"ephemeralContainers": [{"name": "debug", "image": "x"}]}
+    },
     "template.spec.initContainers[stage].securityContext.privileged=true": {
         "spec": {"initContainers": [{"name": "stage", "securityContext": {"privileged": True}}]}
     },
@@ -71,6 +99,12 @@ MALFORMED = {
     "template.metadata.name: only labels and annotations": {"metadata": {"name": "x"}},
     "template.metadata.labels.rewardfl.io/job-name: reserved": {"metadata": {"labels": {"rewardfl.io/job-name": "other"}}},
     "template.spec.subdomain: set by the operator": {"spec": {"subdomain": "x"}},
+    "template.spec.hostnameOverride: set by the operator": {"spec": {"hostnameOverride": "x"}},
+    "template.spec.nodeName: passes the scheduler": {"spec": {"nodeName": "control-plane-1"}},
+    "template.spec.containers: must be a list": {"spec": {"containers": None}},
+    "template.spec.initContainers[stage].restartPolicy=Always: this container runs once": {
+        "spec": {"initContainers": [{"name": "stage", "restartPolicy": "Always"}]}
+    },
     "template.spec.restartPolicy=Always: must be Never": {"spec": {"restartPolicy": "Always"}},
     "template.spec.containers: must be a list of containers, each with a name": {"spec": {"containers": [{"image": "x"}]}},
 }
@@ -118,3 +152,61 @@ def test_ordinary_templates_are_merged() -> None:
     trainer = merged["spec"]["containers"][0]
     assert trainer["command"] == ["python", "-m", "rewardfl_trainer.launch"]
     assert {"name": "NCCL_DEBUG", "value": "INFO"} in trainer["env"]
+
+
+def test_a_path_of_the_node_that_the_chart_mounts_is_not_mounted_once_more_by_a_job() -> None:
+    mounted = {
+        "spec": {
+            "volumes": [{"name": "machine", "hostPath": {"path": "/usr"}}],
+            "containers": [{**TRAINER, "volumeMounts": [{"name": "machine", "mountPath": "/usr", "readOnly": True}]}],
+        }
+    }
+    settings = OperatorSettings(trainer=TrainerSettings(pod_template=mounted))
+
+    assert pod_template(job(template={"spec": {"nodeSelector": {"a": "b"}}}), settings)
+    for mount in ({"mountPath": "/usr", "name": "machine", "readOnly": False}, {"mountPath": "/x", "name": "machine"}):
+        with pytest.raises(TemplateError, match=r"containers\[trainer\].volumeMounts.*podPolicy.allowHostPath"):
+            pod_template(job(template=container(volumeMounts=[mount])), settings)
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
+    "configMap": {"name": "c"},
+    "csi": {"driver": "secrets-store.csi.k8s.io"},
+    "downwardAPI": {"items": []},
+    "emptyDir": {},
+    "ephemeral": {"volumeClaimTemplate": {}},
+    "persistentVolumeClaim": {"claimName": "c"},
+    "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "vault"}}]},
+    "secret": {"secretName": "s"},
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_volumes_of_the_restricted_standard_need_no_permission(kind: str) -> None:
+    template = {"spec": {"volumes": [{"name": "more", kind: HARMLESS[kind]}]}}
+
+    assert {"name": "more", kind: HARMLESS[kind]} in pod_template(job(template=template), OperatorSettings())["spec"]["volumes"]
+
+
+def test_what_training_needs_is_allowed_without_permission() -> None:
+    template: dict[str, Any] = {
+        "metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "runtime/default"}},
+        "spec": {
+            "tolerations": [{"operator": "Exists"}],
+            "runtimeClassName": "nvidia",
+            "priorityClassName": "high",
+            "schedulerName": "volcano",
+            "shareProcessNamespace": True,
+            "initContainers": [
+                {
+                    "name": "proxy",
+                    "image": "x",
+                    "restartPolicy": "Always",
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                }
+            ],
+            "containers": [{**TRAINER, "command": ["sh"], "livenessProbe": {"httpGet": {"port": 80, "path": "/"}}}],
+        },
+    }
+
+    assert pod_template(job(template=template), OperatorSettings())

@@ -68,6 +68,16 @@ def test_the_first_failing_rank_is_told_with_its_place_remedy_and_the_end_of_its
     }
 
 
+def test_what_a_hijacked_pod_leaves_behind_cannot_move_anybodys_cursor() -> None:
+    left = message(Reason.IO_FAILED, "\x1b[2Jgone\x07", 74, 100, hint="\x9b31mred", logTail="a\x1b]0;title\x07\nb\u202e")
+
+    found = derive(children(failed(0, 74, 100, left), training_pod(1, 5)))
+
+    assert found.failure is not None
+    assert (found.failure.message, found.failure.hint, found.failure.log_tail) == ("gone", "31mred", "a\nb")
+    assert "\x1b" not in found.conditions[2].message
+
+
 def test_a_failure_without_a_remedy_of_its_own_gets_its_reasons() -> None:
     found = derive(children(failed(0, 74, 100)))
 

@@ -4,18 +4,15 @@ It keeps the last bytes and decides nothing about when they are shown. It must n
 """
 
 import logging
-import re
 from collections import deque
 
 from rewardfl_api.errors import LOG_TAIL_MAX_CHARACTERS
+from rewardfl_api.printable import printable
 from rewardfl_trainer.redact import redact
 
 TAIL_LINES = 20
 KEPT_BYTES = 65_536
 """More than is shown: a secret that was cut in two would not be known as one, so cutting comes last."""
-
-_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 class Tail:
@@ -63,9 +60,8 @@ def presentable(text: str) -> str:
 
     Of a line that was overwritten in place (a progress bar) the last state is left.
     """
-    text = _ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    text = redact(_CONTROL_CHARACTER.sub("", text).replace("\t", "    "))
+    text = redact(printable(text))
     lines = [line.rstrip() for line in text.split("\n") if line.strip()]
     return shorten("\n".join(lines[-TAIL_LINES:]), LOG_TAIL_MAX_CHARACTERS)
 
