@@ -18,6 +18,9 @@ LOG_TAIL_MAX_CHARACTERS = 2048
 """Of a failed rank's log, how much of its end goes into the termination message, where there is room."""
 
 
+LARGEST_RANK = 2**20
+
+
 class ExitCode(IntEnum):
     """Exit codes of the trainer image."""
 
@@ -100,7 +103,7 @@ class TerminationMessage(ApiModel):
     """What to do."""
     exit_code: int = Field(ge=0, le=255)
     """The container's exit code."""
-    rank: int | None = Field(default=None, ge=0)
+    rank: int | None = Field(default=None, ge=0, le=LARGEST_RANK)
     """Rank that failed first."""
     time: float = Field(default=0.0, ge=0)
     """Seconds since the epoch at which it failed; the smallest among the pods is the first failure."""

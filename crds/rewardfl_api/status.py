@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field
 
 from .base import ApiModel
-from .errors import LOG_TAIL_MAX_CHARACTERS
+from .errors import LARGEST_RANK, LOG_TAIL_MAX_CHARACTERS
 from .progress import Checkpoint, Metrics, Results, StagingProgress, Step
 
 Phase = Literal["Pending", "Queued", "Suspended", "Staging", "Preparing", "Training", "Saving", "Succeeded", "Failed"]
@@ -64,7 +64,7 @@ class Failure(ApiModel):
     """The pod that failed."""
     container: Annotated[str, Field(max_length=63)] = ""
     """Its container: stage or trainer."""
-    rank: Annotated[int, Field(ge=0)] | None = None
+    rank: Annotated[int, Field(ge=0, le=LARGEST_RANK)] | None = None
     """The rank that failed first, where it was one."""
     exit_code: ProcessExitCode | None = None
     """Exit code of the container."""

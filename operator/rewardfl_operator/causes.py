@@ -137,7 +137,7 @@ def _of_container(pod: Pod, container: Container) -> Cause:
     code, finished = container.exit_code, container.finished or NEVER
     left = TerminationMessage.parse(container.message)
     if left is not None:
-        time = datetime.fromtimestamp(left.time, UTC) if 0 < left.time < NEVER.timestamp() else finished
+        time = _moment(left.time, container)
         message, hint = (in_resource_spelling(printable(text)) for text in (left.message, left.hint))
         return Cause(left.reason, message, hint, code, time, rank=left.rank, log_tail=printable(left.log_tail))
     where = f"container {container.name} of pod {pod.name}"
@@ -151,6 +151,15 @@ def _of_container(pod: Pod, container: Container) -> Cause:
     killed = " (killed by SIGKILL)" if code == SIGKILL_EXIT_CODE else ""
     message = f"{where} ended with exit code {code}{killed} and left no message."
     return Cause(reason, message, f"See its log: kubectl logs {pod.name} -c {container.name}.", code, finished)
+
+
+def _moment(seconds: float, container: Container) -> datetime:
+    """When a container says that it failed, if that can be: while it ran. Else when the kubelet says that it ended."""
+    started, finished = container.started, container.finished
+    if started is None or finished is None:
+        return finished or NEVER
+    can_be = started.timestamp() - 1 <= seconds <= finished.timestamp() + 1
+    return datetime.fromtimestamp(seconds, UTC) if can_be else finished
 
 
 def _unscheduled(pod: Pod) -> Cause | None:

@@ -7,7 +7,7 @@ attempt is known again by its pod that failed first, or by the time at which it 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rewardfl_api.errors import Reason
+from rewardfl_api.errors import LOG_TAIL_MAX_CHARACTERS, Reason
 from rewardfl_api.status import RESTARTS_KEPT, Failure, Restart
 
 from . import causes
@@ -106,7 +106,7 @@ def failure_of(cause: Cause, time: datetime) -> Failure:
         container=cause.container,
         rank=cause.rank,
         exit_code=code if in_range else None,
-        log_tail=cause.log_tail,
+        log_tail=cause.log_tail[-LOG_TAIL_MAX_CHARACTERS:],
     )
 
 

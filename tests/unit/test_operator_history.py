@@ -78,6 +78,27 @@ def test_what_a_hijacked_pod_leaves_behind_cannot_move_anybodys_cursor() -> None
     assert "\x1b" not in found.conditions[2].message
 
 
+@pytest.mark.parametrize(
+    "more", [{"rank": 10**30}, {"logTail": "\t" * 2048}, {"hint": "h" * 1500}, {"logTail": ["no", "text"]}, {"rank": -1}]
+)
+def test_a_hijacked_pods_message_does_not_stop_its_job_from_being_told_about(more: dict[str, Any]) -> None:
+    left = message(Reason.IO_FAILED, "x" * 1500, 74, 100, **more)
+
+    found = derive(children(failed(0, 74, 100, left), training_pod(1, 5)))
+
+    assert RewardFLJobStatus.model_validate(found.to_kubernetes()) == found
+
+
+@pytest.mark.parametrize("seconds", [-5000, 90_000, 1e18])
+def test_a_failure_at_an_impossible_time_is_that_of_the_containers_end(seconds: float) -> None:
+    found = derive(
+        children(failed(0, 74, 100, json.dumps({"reason": "IoFailed", "message": "m", "exitCode": 74, "time": seconds})))
+    )
+
+    assert found.failure is not None
+    assert found.failure.time == START + timedelta(seconds=100)
+
+
 def test_a_failure_without_a_remedy_of_its_own_gets_its_reasons() -> None:
     found = derive(children(failed(0, 74, 100)))
 

@@ -1,0 +1,127 @@
+"""The status on a real API server: what failed and how often outlives pods and operator; every change of phase is told once."""
+
+import json
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from rewardfl_api.errors import Reason, TerminationMessage
+from tests.integration.operator_harness import Installation, Kubelet, Operator, manifest, until
+
+pytestmark = pytest.mark.slow
+
+PHASES = ("Pending", "Staging", "Preparing", "Training", "Saving", "Succeeded")
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with Installation.start(tmp_path_factory.mktemp("status")) as running:
+        yield running
+
+
+def training(installation: Installation, name: str, **spec: Any) -> tuple[Kubelet, list[dict[str, Any]]]:
+    """A job whose pods all train."""
+    installation.create(manifest(name, **spec))
+    kubelet, pods = Kubelet(installation, name), installation.wait_for_pods(name, spec.get("nodes", 2))
+    for pod in pods:
+        kubelet.stage(pod)
+    until(f"{name} stages", lambda: installation.phase(name) == "Staging")
+    for pod in pods:
+        kubelet.train(pod)
+    until(f"{name} prepares", lambda: installation.phase(name) == "Preparing")
+    return kubelet, pods
+
+
+def reconciles(operator: Operator) -> float:
+    """How often the operator has looked at a job."""
+    port = re.search(r"health on port (\d+)", operator.text())
+    assert port is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=5) as answer:
+        found = re.search(r"^rewardfl_reconcile_duration_seconds_count (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(found[1]) if found is not None else 0.0
+
+
+def left_behind(reason: Reason, text: str, rank: int, log_tail: str) -> str:
+    now = datetime.now(UTC).timestamp()
+    left = TerminationMessage(reason=reason, message=text, hint="Do this.", exit_code=1, rank=rank, time=now, log_tail=log_tail)
+    return json.dumps(left.to_kubernetes())
+
+
+def renew(installation: Installation, kubelet: Kubelet, name: str, old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Play the kubelet until all pods are new ones, and let them train."""
+    gone = {pod["metadata"]["uid"] for pod in old}
+
+    def renewed() -> list[dict[str, Any]]:
+        kubelet.remove_deleted()
+        running = installation.running_pods(name)
+        return running if len(running) == len(old) and not gone & {pod["metadata"]["uid"] for pod in running} else []
+
+    pods: list[dict[str, Any]] = until("all pods are new ones", renewed)
+    for pod in pods:
+        kubelet.stage(pod)
+    for pod in pods:
+        kubelet.train(pod)
+    return pods
+
+
+def test_what_failed_and_why_outlives_the_pods_and_the_operator(installation: Installation) -> None:
+    with installation.operator():
+        kubelet, pods = training(installation, "history", runPolicy={"backoffLimit": 2})
+        kubelet.report(phase="Training", step=7, total_steps=40, metrics={"seconds_per_step": 1})
+        until("it trains", lambda: installation.status("history").get("progress") == "7/40")
+        assert installation.condition("history", "ProgressStale")["status"] == "False"
+
+        kubelet.end(pods[1], 1, left_behind(Reason.OUT_OF_MEMORY, "CUDA out of memory.", 1, "step 7\nTraceback"))
+        again = renew(installation, kubelet, "history", pods)
+        until("figures are old", lambda: installation.condition("history", "ProgressStale").get("reason") == "EarlierAttempt")
+        kubelet.report(phase="Training", step=5, total_steps=40)
+        until("figures are new", lambda: installation.condition("history", "ProgressStale").get("reason") == "ProgressCurrent")
+        assert installation.status("history")["progress"] == "5/40"
+
+    failure = installation.status("history")["failure"]
+    assert (failure["reason"], failure["rank"], failure["pod"]) == ("OutOfMemory", 1, pods[1]["metadata"]["name"])
+    assert (failure["message"], failure["hint"], failure["logTail"]) == ("CUDA out of memory.", "Do this.", "step 7\nTraceback")
+    installation.cluster.kubectl("delete", "pod", pods[1]["metadata"]["name"], "--grace-period=0", "--force")
+    with installation.operator():
+        kubelet.end(again[0], 1, left_behind(Reason.IO_FAILED, "disk.", 0, ""))
+        until("two restarts", lambda: installation.status("history").get("restarts") == 2)
+
+        history = installation.status("history")["restartHistory"]
+        assert [(item["reason"], item["exitCode"], item["counted"]) for item in history] == [
+            ("OutOfMemory", 1, True),
+            ("IoFailed", 1, True),
+        ]
+        assert installation.status("history")["failure"]["reason"] == "IoFailed"
+
+
+def test_every_change_of_phase_is_one_event_also_when_the_operator_is_killed_in_between(installation: Installation) -> None:
+    with installation.operator() as first:
+        kubelet, pods = training(installation, "told", nodes=1)
+        first.kill()
+    with installation.operator():
+        kubelet.report(phase="Training", step=1, total_steps=2)
+        until("training", lambda: installation.phase("told") == "Training")
+        kubelet.report(phase="Saving", step=2, total_steps=2)
+        until("saving", lambda: installation.phase("told") == "Saving")
+        kubelet.end(pods[0])
+        until("succeeded", lambda: installation.phase("told") == "Succeeded")
+
+    told = Counter(event["reason"] for event in installation.events("told"))
+    assert {phase: told[phase] for phase in PHASES} == dict.fromkeys(PHASES, 1)
+
+
+def test_a_status_that_says_the_same_is_not_written_again(installation: Installation) -> None:
+    with installation.operator() as operator:
+        training(installation, "quiet", nodes=1)
+        before = installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"]
+        turns = reconciles(operator)
+        (pod,) = installation.running_pods("quiet")
+        installation.patch("pod", pod["metadata"]["name"], {"metadata": {"annotations": {"touched": "1"}}})
+        until("it was looked at", lambda: reconciles(operator) > turns)
+
+        assert installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"] == before
