@@ -1,6 +1,6 @@
 """The status of a RewardFLJob: what is going on and, when something is wrong, what and how to mend it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -138,3 +138,10 @@ class RewardFLJobStatus(ApiModel):
     """Where the results are."""
     last_progress_time: AwareDatetime | None = None
     """When the trainer last reported."""
+
+    def to_kubernetes(self) -> dict[str, Any]:
+        """Return the JSON form, without objects that say nothing.
+
+        Where a server-side apply empties an object, the API server makes null of it, and then refuses that.
+        """
+        return {key: value for key, value in super().to_kubernetes().items() if value != {}}

@@ -310,14 +310,21 @@ def _with_progress(status: RewardFLJobStatus, progress: Progress | None) -> Rewa
         update |= {"checkpoint": progress.checkpoint or status.checkpoint, "results": progress.results or status.results}
         update["staging"] = progress.staging or status.staging
         if progress.total_steps:
-            update |= {"step": progress.step, "total_steps": progress.total_steps, "metrics": progress.metrics}
+            update |= {"step": progress.step, "total_steps": progress.total_steps}
             update["progress"] = f"{progress.step}/{progress.total_steps}"
-            reward = progress.metrics.reward
-            update["reward"] = f"{reward:.3f}" if reward is not None else status.reward
+            update |= _metrics(progress, status)
         seconds = _seconds_to_stage(progress.staging) if status.phase == "Staging" else progress.eta_seconds if training else None
         update["eta"] = duration(seconds) if seconds is not None else None
     status = status.model_copy(update=update)
     return status.model_copy(update={"percent": _percent(status)})
+
+
+def _metrics(progress: Progress, status: RewardFLJobStatus) -> dict[str, object]:
+    """The latest metrics, and of them the one for people. An attempt that has made no step yet has none."""
+    if not progress.metrics.model_dump(exclude_none=True):
+        return {"metrics": None, "reward": None}
+    reward = progress.metrics.reward
+    return {"metrics": progress.metrics, "reward": f"{reward:.3f}" if reward is not None else status.reward}
 
 
 def _seconds_to_stage(staging: StagingProgress | None) -> float | None:

@@ -227,6 +227,7 @@ class Kubelet:
 
     def __init__(self, installation: Installation, job: str) -> None:
         self._in, self._job = installation, job
+        self._started: dict[str, str] = {}
 
     def bind(self, pod: Raw) -> None:
         """Take the pod onto the node (the scheduler's part)."""
@@ -246,12 +247,14 @@ class Kubelet:
     def train(self, pod: Raw) -> None:
         """End `stage` well, and start `trainer`."""
         ended = {"exitCode": 0, "reason": "Completed", "startedAt": now(), "finishedAt": now()}
-        self._status(pod, "Running", stage={"terminated": ended}, trainer={"running": {"startedAt": now()}})
+        self._started[pod["metadata"]["uid"]] = now()
+        started = {"startedAt": self._started[pod["metadata"]["uid"]]}
+        self._status(pod, "Running", stage={"terminated": ended}, trainer={"running": started})
 
     def end(self, pod: Raw, code: int = 0, message: str = "", reason: str = "", container: str = "trainer") -> None:
         """End a container; the pod's phase follows."""
         ended = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": message}
-        ended |= {"startedAt": now(), "finishedAt": now()}
+        ended |= {"startedAt": self._started.get(pod["metadata"]["uid"], now()), "finishedAt": now()}
         good = {"exitCode": 0, "reason": "Completed", "startedAt": now(), "finishedAt": now()}
         stage = {"terminated": ended if container == "stage" else good}
         trainer = {"terminated": ended} if container == "trainer" else {"waiting": {"reason": "PodInitializing"}}

@@ -85,6 +85,20 @@ def test_training_shows_steps_reward_and_time_left() -> None:
     assert find(found, "Staged").status == "True"
 
 
+def test_an_attempt_that_has_made_no_step_has_no_metrics_and_no_empty_ones() -> None:
+    first = derive(
+        children(training_pod(0, 50), training_pod(1, 50)), progress(100, step=3, total_steps=9, metrics={"reward": 0.5})
+    )
+
+    again = derive(children(training_pod(0, 50), training_pod(1, 50)), progress(110, step=2, total_steps=9), first)
+
+    assert (first.reward, again.reward, again.metrics) == ("0.500", None, None)
+    assert "metrics" not in again.to_kubernetes()
+    assert (
+        RewardFLJobStatus.model_validate({"metrics": {}, "results": {}}).to_kubernetes().keys() & {"metrics", "results"} == set()
+    )
+
+
 def test_staging_shows_bytes_and_their_share() -> None:
     report = progress(10, phase="Staging", staging={"bytes_done": 30, "bytes_total": 120, "bytes_per_second": 3})
 
