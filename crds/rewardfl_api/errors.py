@@ -119,7 +119,7 @@ class TerminationMessage(ApiModel):
         for candidate in (text, text.rpartition(', "logTail"')[0] + "}"):
             try:
                 return cls.model_validate(json.loads(candidate))
-            except ValueError:
+            except (ValueError, RecursionError):  # the latter is what json makes of thousands of brackets
                 continue
         return None
 

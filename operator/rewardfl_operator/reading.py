@@ -4,10 +4,8 @@ A document that is refused changes nothing: the job's status keeps what it last 
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-
-from pydantic import ValidationError
 
 from rewardfl_api.progress import PROGRESS_MAX_BYTES, Progress
 from rewardfl_api.status import RewardFLJobStatus
@@ -53,7 +51,8 @@ def read(text: str | None, previous: RewardFLJobStatus, writer_started: datetime
         return Reading(problem=Problem.TOO_LONG)
     try:
         progress = Progress.model_validate_json(text)
-    except (ValidationError, ValueError):
+        progress = progress.model_copy(update={"time": progress.time.astimezone(UTC)})
+    except (ValueError, OverflowError):  # the latter: a time so early that it cannot be brought to another zone
         return Reading(problem=Problem.MALFORMED)
     problem = _disbelieve(progress, previous, writer_started, now)
     return Reading(progress) if problem is None else Reading(problem=problem)
@@ -79,3 +78,16 @@ def _goes_backwards(progress: Progress, previous: RewardFLJobStatus, writer_star
         return True
     restarted = writer_started is not None and writer_started >= last - NODE_CLOCK_TOLERANCE
     return not restarted and progress.step < (previous.step or 0)
+
+
+def believable(previous: RewardFLJobStatus, now: datetime) -> RewardFLJobStatus:
+    """Return a status as it was found, without what lies in the future: it was damaged, and nothing could follow upon that."""
+    latest = now + CLOCK_TOLERANCE
+    reported, failure = previous.last_progress_time, previous.failure
+    return previous.model_copy(
+        update={
+            "last_progress_time": reported if reported is None or reported <= latest else None,
+            "failure": failure if failure is None or failure.time <= latest else None,
+            "restart_history": [record for record in previous.restart_history if record.time <= latest],
+        }
+    )

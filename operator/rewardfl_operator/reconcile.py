@@ -25,7 +25,7 @@ from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, 
 from .guard import TemplateError
 from .informer import Informer, Key
 from .observed import Children, JobSeen, Pod, owner_uid
-from .reading import Problem, Reading, read
+from .reading import Problem, Reading, believable, read
 from .settings import OperatorSettings
 from .store import JobStore
 from .supporting import SupportingObjects
@@ -89,7 +89,7 @@ class Reconciler:
         body = self._store.get(key)
         if body is None or "deletionTimestamp" in body["metadata"] or self._leaves_alone(body, key):
             return None
-        previous = _previous_status(body)
+        previous = believable(_previous_status(body), self._clock())
         try:
             job = RewardFLJob.parse(body)
         except ValidationError as error:

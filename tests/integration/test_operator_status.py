@@ -125,3 +125,48 @@ def test_a_status_that_says_the_same_is_not_written_again(installation: Installa
         until("it was looked at", lambda: reconciles(operator) > turns)
 
         assert installation.get("rewardfljob", "quiet")["metadata"]["resourceVersion"] == before
+
+
+HOSTILE_REPORTS = (
+    "[" * 16_000,
+    '{"phase": "Training", "time": "0001-01-01T00:00:00+14:00", "step": 1}',
+    '{"phase": "Training", "time": "2999-01-01T00:00:00Z", "step": 1, "total_steps": 2}',
+    '{"phase": "Training", "time": "2026-01-01T00:00:00Z", "metrics": {"loss": NaN}}',
+)
+HOSTILE_STATUS = {
+    "phase": "Training",
+    "lastProgressTime": "9999-12-31T23:59:59Z",
+    "startTime": "0001-01-01T00:00:00Z",
+    "failure": {"time": "9999-12-31T23:59:59Z", "reason": "x" * 64},
+    "restartHistory": [{"time": "9999-12-31T23:59:59Z", "reason": "?", "counted": True}] * 10,
+    "conditions": [
+        {"type": "Failed", "status": "Unknown", "reason": "?", "message": "", "lastTransitionTime": "0001-01-01T00:00:00Z"}
+    ],
+}
+
+
+def test_whatever_is_written_to_one_jobs_objects_the_operator_lives_and_that_job_and_others_go_on(
+    installation: Installation,
+) -> None:
+    with installation.operator() as operator:
+        kubelet, pods = training(installation, "hostile", nodes=1, runPolicy={"backoffLimit": 5})
+        for text in HOSTILE_REPORTS:
+            kubelet.report_text(text)
+            until("it was looked at", lambda: "ProgressIgnored" in {e["reason"] for e in installation.events("hostile")})
+        large = {"metadata": {"annotations": {"example.com/large": "x" * 100_000, "kopf.zalando.org/last-handled": "{"}}}
+        for kind in ("rewardfljob", "job"):
+            installation.patch(kind, "hostile", large)
+        installation.patch("job", "hostile", {"metadata": {"annotations": {"rewardfl.io/shape": None}}})
+        installation.patch("configmap", "hostile-progress", {"data": {"other": "x"}, "binaryData": {"b": "/w=="}})
+        installation.patch("rewardfljob", "hostile", {"status": HOSTILE_STATUS}, subresource="status")
+        kubelet.report(phase="Training", step=1, total_steps=2)
+        until("a good report counts", lambda: installation.status("hostile").get("progress") == "1/2")
+        kubelet.end(pods[0], 74, "[" * 4096)
+        until("the failure is told", lambda: installation.status("hostile").get("failure", {}).get("exitCode") == 74)
+        assert "9999" not in json.dumps(installation.status("hostile"))
+
+        kubelet, pods = training(installation, "bystander", nodes=1)
+        kubelet.end(pods[0])
+        until("another job succeeds", lambda: installation.phase("bystander") == "Succeeded")
+        assert (operator.process.poll(), operator.health("/healthz")) == (None, 200)
+        assert "Traceback" not in operator.text()

@@ -89,6 +89,16 @@ def test_a_hijacked_pods_message_does_not_stop_its_job_from_being_told_about(mor
     assert RewardFLJobStatus.model_validate(found.to_kubernetes()) == found
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 4096, '{"reason": ' * 300, "\x00\x1b[2J", '{"reason": "IoFailed", "message": "m", "exitCode": 1e99}']
+)
+def test_what_is_no_message_at_all_leaves_the_exit_code(text: str) -> None:
+    found = derive(children(failed(0, 74, 100, text), training_pod(1, 5)))
+
+    assert found.failure is not None
+    assert (found.failure.reason, found.failure.exit_code) == ("IoFailed", 74)
+
+
 @pytest.mark.parametrize("seconds", [-5000, 90_000, 1e18])
 def test_a_failure_at_an_impossible_time_is_that_of_the_containers_end(seconds: float) -> None:
     found = derive(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rewardfl_api.status import RewardFLJobStatus
-from rewardfl_operator.reading import Problem, read
+from rewardfl_operator.reading import Problem, believable, read
 from tests.unit.operator_objects import START
 
 NEW = RewardFLJobStatus()
@@ -55,6 +55,8 @@ def test_no_report_is_no_problem(text: str | None) -> None:
         document(1, metrics={"loss": 1e300}),
         document(1, eta_seconds=float("inf")),
         document(1).replace("2026", "99999"),
+        document(1).replace("2026-01-01T12:00:01+00:00", "0001-01-01T00:00:00+14:00"),
+        "[" * 16_000,
         '{"phase": "Training"}',
         "\ud800",
     ],
@@ -94,3 +96,16 @@ def test_steps_that_go_backwards_without_a_restart_are_ignored() -> None:
 
 def test_time_that_goes_backwards_is_ignored() -> None:
     assert problem(document(50, step=9), reached(3, seconds=60)) is Problem.BACKWARDS
+
+
+def test_a_status_from_the_future_is_not_built_upon() -> None:
+    later = START + timedelta(days=1)
+    failure = {"time": later, "reason": "IoFailed"}
+    damaged = RewardFLJobStatus.model_validate(
+        {"phase": "Training", "last_progress_time": later, "failure": failure, "restart_history": [{**failure, "counted": True}]}
+    )
+
+    found = believable(damaged, START)
+
+    assert (found.phase, found.last_progress_time, found.failure, found.restart_history) == ("Training", None, None, [])
+    assert believable(damaged, later) == damaged

@@ -262,6 +262,15 @@ def test_without_a_message_the_exit_code_tells(container: dict[str, Any], reason
     assert text in find(found, "Failed").message
 
 
+def test_a_job_that_failed_without_a_pod_to_tell_why_has_the_job_controllers_words() -> None:
+    failed = kubernetes_job(condition("Failed", reason="MaxFailedIndexesExceeded", message="Job has exceeded maxFailedIndexes"))
+
+    found = find(derive(children(live=failed)), "Failed")
+
+    assert found.reason == Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "Job has exceeded maxFailedIndexes. Mend the cause" in found.message
+
+
 def test_the_deadline_is_named_whatever_the_pods_say() -> None:
     failed = kubernetes_job(condition("Failed", reason="DeadlineExceeded"))
     pods = [pod(0, ended("stage", 0, 0, 1), ended("trainer", 143, 1, 9), phase="Failed")]
