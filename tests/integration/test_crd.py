@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from rewardfl_api import roll
 from rewardfl_api.job import RewardFLJob
+from rewardfl_api.validation import problems_of
 from tests.cluster import ClusterError, LocalCluster
 from tests.cluster.paths import REPOSITORY
 from tests.unit.roll_example import DOCUMENT_EXAMPLE, ROLL_EXAMPLE
@@ -100,6 +101,7 @@ def test_what_cannot_work_is_refused_by_both_and_the_message_says_what_to_change
     manifest = changed(changes)
     with pytest.raises(ValidationError):
         RewardFLJob.parse(manifest)
+    assert len(problems_of(manifest)) == 1
     with pytest.raises(ClusterError) as refused:
         cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
     assert expected in str(refused.value)
@@ -114,6 +116,7 @@ def test_the_api_server_fills_in_the_models_defaults(cluster: LocalCluster) -> N
 def test_a_name_that_pods_cannot_be_called_after_is_refused(cluster: LocalCluster, name: str) -> None:
     manifest = copy.deepcopy(BASE)
     manifest["metadata"]["name"] = name
+    assert [problem.field for problem in problems_of(manifest)] == ["metadata.name"]
     with pytest.raises(ClusterError, match=r"metadata\.name"):
         cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
 

@@ -11,9 +11,9 @@ from typing import Any
 import urllib3
 import yaml
 from kubernetes import config
-from kubernetes.client import ApiClient, ApiException, Configuration
+from kubernetes.client import ApiClient, ApiException, Configuration, CustomObjectsApi
 
-from ..job import GROUP, KIND, PLURAL
+from ..job import GROUP, KIND, PLURAL, VERSION
 from .errors import (
     ClientError,
     ConfigurationError,
@@ -86,6 +86,8 @@ class Connection:
         said = str(answer.get("message") or error.reason or "no reason given").strip()
         if status == HTTP_UNAUTHORIZED:
             return ForbiddenError(f"the API server {self.server} does not accept the credentials", "log in to the cluster again")
+        if status == HTTP_FORBIDDEN and not self._knows_jobs():
+            return self._not_installed()
         if status == HTTP_FORBIDDEN:
             return ForbiddenError(said, f"ask for a role that allows it, such as {GROUP}'s view or edit")
         if status == HTTP_NOT_FOUND:
@@ -103,8 +105,21 @@ class Connection:
         if details.get("kind") == "namespaces":
             return NotFoundError(f"namespace {details.get('name')} does not exist", "create it, or name another with --namespace")
         if details.get("kind") in (None, PLURAL, KIND) and not details.get("name"):
-            return NotFoundError(f"the cluster {self.server} does not know {PLURAL}.{GROUP}", INSTALL_HINT)
+            return self._not_installed()
         return NotFoundError(f"{what} does not exist" if what else said)
+
+    def _not_installed(self) -> NotFoundError:
+        return NotFoundError(f"the cluster {self.server} does not know {PLURAL}.{GROUP}", INSTALL_HINT)
+
+    def _knows_jobs(self) -> bool:
+        """Whether the definition is installed. Whoever may not touch jobs is told "forbidden" where there is none, too."""
+        try:
+            CustomObjectsApi(self.api).get_api_resources(GROUP, VERSION, _request_timeout=TIMEOUTS)
+        except ApiException as error:
+            return error.status != HTTP_NOT_FOUND
+        except (urllib3.exceptions.HTTPError, OSError):
+            return True
+        return True
 
 
 def _of_file(settings: Configuration, files: str, context: str | None) -> str:

@@ -16,13 +16,16 @@ import urllib3
 from kubernetes.client import CoreV1Api
 
 from .connection import CONNECT_SECONDS, READ_SECONDS, Connection
-from .errors import ClientError, NotFoundError, UnreachableError
+from .errors import NotFoundError, UnreachableError
 from .history import STAGE, TRAINER, Pod, pods
 from .jobs import Jobs
 from .view import Job
 
 POLL_SECONDS = 1.0
 RECONNECT_SECONDS = 1.0
+FOLLOWED_SECONDS = 120.0
+"""A log that is silent for so long is asked for anew: the connection may have died without a word."""
+
 OVERLAP_SECONDS = 5
 """Asked for anew after a cut; lines that were seen already are told by their time."""
 
@@ -85,7 +88,7 @@ def follow(jobs: Jobs, job: Job, wanted: Selection) -> Iterator[Line]:
     """
     lines: queue.Queue[Line] = queue.Queue(maxsize=10_000)
     followed: dict[tuple[str, str], threading.Thread] = {}
-    failures: list[ClientError] = []
+    failures: list[Exception] = []
     while True:
         with contextlib.suppress(UnreachableError):
             job = jobs.get(job.name, job.namespace)
@@ -181,7 +184,7 @@ class _Source:
             answer = api.read_namespaced_pod_log(
                 self.pod.name, self._namespace, container=self.container, follow=follow, timestamps=True,
                 tail_lines=self._wanted.tail if since is None else None, since_seconds=since,
-                _preload_content=False, _request_timeout=(CONNECT_SECONDS, None if follow else READ_SECONDS),
+                _preload_content=False, _request_timeout=(CONNECT_SECONDS, FOLLOWED_SECONDS if follow else READ_SECONDS),
             )  # fmt: skip
         with contextlib.closing(answer):
             for stamped in _lines(answer):
@@ -205,7 +208,7 @@ class _Source:
         return now.uid != self.pod.uid or now.has_ended(self.container)
 
 
-def _start(source: _Source, put: Callable[[Line], None], failures: list[ClientError]) -> threading.Thread:
+def _start(source: _Source, put: Callable[[Line], None], failures: list[Exception]) -> threading.Thread:
     """Read a log in a thread of its own. Ends with the program when that is interrupted."""
 
     def run() -> None:
@@ -214,7 +217,7 @@ def _start(source: _Source, put: Callable[[Line], None], failures: list[ClientEr
                 put(Line(source.pod, source.container, text))
         except NotFoundError:
             return  # the pod went away: what it wrote is gone with it
-        except ClientError as error:
+        except Exception as error:
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
