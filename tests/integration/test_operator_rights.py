@@ -171,6 +171,11 @@ class Life:
         gang = Kubelet(self._in, self._name("gang"))
         gang.report_text("not a report")
         self._until("gang", "the event about it", lambda name: "ProgressIgnored" in str(self._in.events(name)))
+        gang.report(phase="Training", step=2, total_steps=40)
+        self._until("gang", "the next report counts", lambda name: self._in.status(name).get("step") == 2)
+        gang.report_text("not a report")
+        said_again = ("", "events", "patch")
+        self._until("gang", "the same event again", lambda _: said_again in {request.right for request in requests(self._in)})
 
     def _break_and_finish(self) -> None:
         gang, failed = (Kubelet(self._in, self._name(job)) for job in ("gang", "failed"))
