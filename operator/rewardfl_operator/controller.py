@@ -92,7 +92,12 @@ class Controller:
         return len(self._queue)
 
     def watch_ages(self) -> Mapping[str, float]:
-        """Return for how many seconds the watches of a kind have told nothing; of RewardFLJobs, the age of what was missed."""
+        """Return for how many seconds the watches of a kind have told nothing; of RewardFLJobs, the age of what was missed.
+
+        A replica that stands by watches nothing, so there is nothing to tell.
+        """
+        if not self.started.is_set():
+            return {}
         now = monotonic()
         missed = {REWARDFLJOBS.plural: max((now - since for since in self._missed_since.values()), default=0.0)}
         ages = [(informer.kind.plural, now - informer.last_contact) for informer in self.informers.all]

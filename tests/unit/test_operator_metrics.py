@@ -10,8 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rewardfl_api import __version__
 from rewardfl_operator import health
+from rewardfl_operator.cluster import Cluster
+from rewardfl_operator.controller import Controller
 from rewardfl_operator.metrics import Metrics
 from rewardfl_operator.queue import WorkQueue
+from rewardfl_operator.settings import OperatorSettings
 from rewardfl_operator.store import JobStore
 
 NAMES = {
@@ -113,3 +116,12 @@ async def test_the_queue_tells_by_how_much_a_turn_was_late() -> None:
     await queue.get()
 
     assert waited == [pytest.approx(2.0, abs=0.5)]
+
+
+async def test_a_replica_that_stands_by_tells_no_age_of_watches_that_it_does_not_have() -> None:
+    controller = Controller(Cluster(None), OperatorSettings())
+
+    assert controller.watch_ages() == {}
+
+    controller.started.set()
+    assert {"rewardfljobs", "jobs", "pods", "configmaps"} <= controller.watch_ages().keys()
