@@ -249,9 +249,13 @@ class Cluster:
         query = _said(fieldManager=FIELD_MANAGER)
         return await self._json(self._request("patch", kind, kind.path(namespace, name), patch, query=query, headers=MERGE_PATCH))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Delete the object that has this uid, its own children in the background. Its absence is no error."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, children_first: bool = False) -> None:
+        """Delete the object that has this uid. Its absence is no error.
+
+        Its own children go in the background; or, with `children_first`, it stays, being deleted, until they are gone.
+        """
+        policy = "Foreground" if children_first else "Background"
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy, "preconditions": {"uid": uid}}
         await self._forget_missing(self._request("delete", kind, kind.path(namespace, name), body))
 
     async def evict(self, namespace: str, pod: str, grace_seconds: int | None) -> None:

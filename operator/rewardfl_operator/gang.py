@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from rewardfl_api.errors import FINAL_EXIT_CODES
+from rewardfl_api.progress import Progress
 
 from .causes import failed_at
 from .observed import Children, Pod
@@ -25,19 +26,30 @@ class Eviction:
     grace_seconds: int | None
 
 
-def evictions(children: Children) -> tuple[Eviction, ...]:
-    """Return the pods that take part in an attempt which has lost a member. Empty when the job is over or suspended."""
+def evictions(children: Children, report: Progress | None = None) -> tuple[Eviction, ...]:
+    """Return the pods that take part in an attempt which has lost a member. Empty when the job is over or suspended.
+
+    Args:
+        children: what is seen of the job's pods.
+        report: the trainer's last believable report: one of training shows that the pods had met.
+    """
     job = children.job
     if job is None or job.suspended or job.deleting or job.has_succeeded or job.failure is not None:
         return ()
+    left_behind = {pod.name: BROKEN_GANG_GRACE_SECONDS for pod in children.live_pods if _was_left_behind(pod, children, report)}
+    graces: dict[str, int | None] = {**left_behind, **_survivors(children)}
+    return tuple(Eviction(name, grace) for name, grace in graces.items())
+
+
+def _survivors(children: Children) -> dict[str, int | None]:
+    """Return the pods whose peer is seen to have ended, and the grace period of each."""
     lost = [(time, pod) for pod in children.pods if (time := _lost_at(pod)) is not None]
     if not lost:
-        return ()
+        return {}
     last = max(time for time, _ in lost)
     died = any(not pod.is_disrupted for time, pod in lost if time == last)
     grace = BROKEN_GANG_GRACE_SECONDS if died else None
-    survivors = (pod for pod in children.live_pods if _took_part(pod, last) and not pod.is_disrupted)
-    return tuple(Eviction(pod.name, grace) for pod in survivors)
+    return {pod.name: grace for pod in children.live_pods if _took_part(pod, last) and not pod.is_disrupted}
 
 
 def _lost_at(pod: Pod) -> datetime | None:
@@ -53,3 +65,11 @@ def _took_part(pod: Pod, lost: datetime) -> bool:
     """Whether `pod` was training when a member was lost. Kubernetes' times are whole seconds, so equal ones count."""
     trainer = pod.trainer
     return trainer.started is not None and trainer.exit_code is None and trainer.started <= lost
+
+
+def _was_left_behind(pod: Pod, children: Children, report: Progress | None) -> bool:
+    """Whether `pod` has trained with a member that is gone without a trace, and was replaced: while the operator was down."""
+    started = pod.trainer.started
+    if started is None or pod.is_disrupted or report is None or report.phase == "Staging" or report.time <= started:
+        return False
+    return any(other.created > started for other in children.current.values())

@@ -13,8 +13,15 @@ SHAPE_ANNOTATION = f"{GROUP}/shape"
 APPLIED_ANNOTATION = f"{GROUP}/applied"
 """Hash of the manifest that an object was made from."""
 
+GENERATION_ANNOTATION = f"{GROUP}/generation"
+"""Generation of the RewardFLJob that a Kubernetes Job was made from."""
+
+ASKED_ANNOTATION = f"{GROUP}/asked"
+"""What the operator has last asked of the fields of a Kubernetes Job that it shares with others."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+QUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)
 COMPLETION_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 CHILD_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER},{JOB_LABEL}"
 """Both labels: an object that loses either leaves the informers, and is looked at again."""
@@ -46,4 +53,4 @@ def service_account_name(job: RewardFLJob) -> str:
 
 def queue_labels(job: RewardFLJob) -> dict[str, str]:
     """Kueue's labels, which go from the RewardFLJob to the Kubernetes Job."""
-    return {key: job.metadata.labels[key] for key in (QUEUE_LABEL, PRIORITY_LABEL) if key in job.metadata.labels}
+    return {key: job.metadata.labels[key] for key in QUEUE_LABELS if key in job.metadata.labels}

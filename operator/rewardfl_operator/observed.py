@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from .names import COMPLETION_INDEX_LABEL
+from .names import COMPLETION_INDEX_LABEL, QUEUE_LABEL
 from .pods import STAGE, TRAINER
 
 Raw = dict[str, Any]
+
+
+ENDED_POD_PHASES = ("Succeeded", "Failed")
+"""Phases of a pod none of whose containers runs any more."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Pod:
     @property
     def is_live(self) -> bool:
         """Whether it runs, or may still run."""
-        return self.phase not in ("Succeeded", "Failed") and not self.deleting
+        return self.phase not in ENDED_POD_PHASES and not self.deleting
 
     @property
     def is_disrupted(self) -> bool:
@@ -121,6 +125,8 @@ class JobSeen:
     owner: str
     """Uid of the controlling owner; empty when it has none."""
     suspended: bool
+    queue: str
+    """Kueue's queue that it belongs to; empty when it says none."""
     deleting: bool
     active: int
     succeeded: int
@@ -154,6 +160,7 @@ class JobSeen:
             uid=metadata.get("uid", ""),
             owner=owner_uid(raw),
             suspended=bool((raw.get("spec") or {}).get("suspend", False)),
+            queue=(metadata.get("labels") or {}).get(QUEUE_LABEL, ""),
             deleting="deletionTimestamp" in metadata,
             active=status.get("active", 0),
             succeeded=status.get("succeeded", 0),
@@ -170,11 +177,18 @@ class Children:
 
     job: JobSeen | None = None
     pods: tuple[Pod, ...] = ()
+    held_by: str | None = None
+    """What Kueue says of the Job's Workload; None when there is none."""
 
     @property
     def live_pods(self) -> tuple[Pod, ...]:
         """Pods that run or may still run, by index."""
         return tuple(sorted((pod for pod in self.pods if pod.is_live), key=lambda pod: pod.index))
+
+    @property
+    def ending_pods(self) -> int:
+        """How many pods have been told to stop and still run: they may be saving a checkpoint."""
+        return sum(pod.deleting and pod.phase not in ENDED_POD_PHASES for pod in self.pods)
 
     @property
     def current(self) -> dict[int, Pod]:

@@ -18,13 +18,13 @@ from rewardfl_api.progress import PROGRESS_KEY
 from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
-from . import events, gang, names, refusals, resources, status
+from . import events, gang, names, refusals, resources, status, upkeep
 from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
 from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .guard import TemplateError
 from .informer import Informer, Key
-from .observed import Children, JobSeen, Pod, owner_uid
+from .observed import ENDED_POD_PHASES, Children, JobSeen, Pod, owner_uid
 from .reading import Problem, Reading, believable, read
 from .settings import OperatorSettings
 from .store import JobStore
@@ -77,7 +77,7 @@ class Reconciler:
         self._clock = clock
         self._supporting = SupportingObjects(cluster, settings, informers.supporting, informers.progress)
         self._problems: dict[Key, Problem | None] = {}
-        self._left_alone: set[Key] = set()
+        self._said: dict[Key, str] = {}
         self._admission = Admission(cluster, settings)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -103,7 +103,7 @@ class Reconciler:
             await self._refuse(body, reason, str(error), previous)
             return None
         except refusals.Blocked as error:
-            logger.info("%s/%s: %s", *key, error)
+            self._say_once(key, str(error))
             await self._report(job, key, body, previous)
             return BLOCKED_SECONDS
         except ApiError as error:
@@ -118,16 +118,22 @@ class Reconciler:
         """Remember nothing more of a job that is gone."""
         self._supporting.forget(key)
         self._problems.pop(key, None)
-        self._left_alone.discard(key)
+        self._said.pop(key, None)
         self._admission.forget(key)
+
+    def _say_once(self, key: Key, message: str) -> None:
+        """Log what a job waits for, once and not at every look."""
+        if self._said.get(key) != message:
+            self._said[key] = message
+            logger.info("%s/%s: %s", *key, message)
 
     def _leaves_alone(self, body: Raw, key: Key) -> bool:
         """Whether another controller looks after the job (`managedBy`); said once. Its spec may be one of another version."""
         manager = (body.get("spec") or {}).get("managedBy") or OWN_CONTROLLER_NAME
-        if manager != OWN_CONTROLLER_NAME and key not in self._left_alone:
-            self._left_alone.add(key)
-            logger.info("%s/%s: left to %s, as spec.managedBy says", *key, manager)
-        return bool(manager != OWN_CONTROLLER_NAME)
+        if manager == OWN_CONTROLLER_NAME:
+            return False
+        self._say_once(key, f"left to {manager}, as spec.managedBy says")
+        return True
 
     async def _bring_about(self, job: RewardFLJob, key: Key) -> None:
         """Make the objects, and keep the Kubernetes Job's changeable fields up to date."""
@@ -138,10 +144,11 @@ class Reconciler:
         if wanted_job is not None and job.spec.template:
             await self._admission.check_template(wanted_job, job, key)
         await self._supporting.ensure(job, key)
-        if wanted_job is not None:
+        if live is not None:
+            await self._update_job(live, job, key)
+        elif wanted_job is not None and not job.spec.run_policy.suspend:
+            self._require_no_pods(key)
             await self._create_job(wanted_job, job)
-        elif live is not None:
-            await self._update_job(live, job)
 
     async def _create_job(self, manifest: Raw, job: RewardFLJob) -> None:
         """Make the Kubernetes Job. Its name is its identity, so there can never be two.
@@ -163,18 +170,23 @@ class Reconciler:
             if informer.covers(metadata["namespace"]):
                 informer.learn(live)
 
-    async def _update_job(self, live: Raw, job: RewardFLJob) -> None:
-        """Bring the changeable fields up to date; make a suspended Job anew when the others have changed."""
+    async def _update_job(self, live: Raw, job: RewardFLJob, key: Key) -> None:
+        """Bring the changeable fields up to date; remove the Job when it has to be made anew, or must not be there."""
         metadata = live["metadata"]
         if "deletionTimestamp" in metadata:
             raise refusals.Blocked("the Kubernetes Job is being removed")
-        old_shape = (metadata.get("annotations") or {}).get(names.SHAPE_ANNOTATION)
-        if old_shape != resources.shape(job) and live["spec"].get("suspend"):
-            await self._cluster.delete(JOBS, metadata["namespace"], metadata["name"], metadata["uid"])
-            raise refusals.Blocked("the spec was changed while the job was suspended: the Kubernetes Job is made anew")
-        changes = resources.job_changes(job, live, recorded_as_finished=False)
-        if changes:
-            await self._cluster.patch(JOBS, metadata["namespace"], metadata["name"], changes)
+        action = upkeep.of_running(job, live)
+        if isinstance(action, upkeep.Remove):
+            await self._cluster.delete(JOBS, *key, metadata["uid"], children_first=True)
+            raise refusals.Blocked(f"{action.why}: its pods save a checkpoint, then the Kubernetes Job is removed")
+        if action is not None:
+            await self._cluster.patch(JOBS, *key, action.body)
+
+    def _require_no_pods(self, key: Key) -> None:
+        """Wait for the pods of a Job that is gone: they may be saving a checkpoint, and would meet the new ones."""
+        pods = (Pod.parse(pod) for informer in self._informers.pods for pod in informer.of(key))
+        if any(pod.phase not in ENDED_POD_PHASES for pod in pods):
+            raise refusals.Blocked("waiting for the pods of an earlier run to end")
 
     async def _report(
         self, job: RewardFLJob, key: Key, body: Raw, previous: RewardFLJobStatus, obstacle: Cause | None = None
@@ -184,7 +196,7 @@ class Reconciler:
             await self._clean_up(job, key)
             return None
         children = self._children(job, key)
-        reading = self._read(children, key, previous)
+        reading = self._read(job, children, key, previous)
         obstacle = obstacle or await self._admission.obstacle(job, children, key)
         new = status.derive(job, children, reading.progress, previous, self._clock(), obstacle)
         if status.is_final(new):
@@ -195,7 +207,7 @@ class Reconciler:
         if status.is_final(new):
             await self._clean_up(job, key)
             return None
-        for eviction in gang.evictions(children):
+        for eviction in gang.evictions(children, reading.progress):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
         times = (status.look_again(new, self._clock()), self._admission.look_again(key))
@@ -254,9 +266,9 @@ class Reconciler:
         live = self._live_job(key)
         if live is None or owner_uid(live) != job.metadata.uid or "deletionTimestamp" in live["metadata"]:
             return
-        changes = resources.job_changes(job, live, recorded_as_finished=True)
-        if changes:
-            await self._cluster.patch(JOBS, *key, changes)
+        action = upkeep.of_finished(job, live)
+        if action is not None:
+            await self._cluster.patch(JOBS, *key, action.body)
         if job.spec.run_policy.clean_pod_policy == "All":
             for pod in self._children(job, key).pods:
                 await self._cluster.delete(PODS, key[0], pod.name, pod.uid)
@@ -270,8 +282,10 @@ class Reconciler:
         pods = [pod for informer in self._informers.pods for pod in informer.of(key)]
         return _children(self._live_job(key), pods, job.metadata.uid)
 
-    def _read(self, children: Children, key: Key, previous: RewardFLJobStatus) -> Reading:
-        reports = [item for informer in self._informers.progress for item in informer.of(key)]
+    def _read(self, job: RewardFLJob, children: Children, key: Key, previous: RewardFLJobStatus) -> Reading:
+        reports = [
+            item for informer in self._informers.progress for item in informer.of(key) if owner_uid(item) == job.metadata.uid
+        ]
         return self._reading_of(reports[0] if reports else None, children, previous)
 
     def _reading_of(self, report: Raw | None, children: Children, previous: RewardFLJobStatus) -> Reading:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from rewardfl_api.errors import FINAL_EXIT_CODES
@@ -14,8 +15,23 @@ from .settings import OperatorSettings
 
 Manifest = dict[str, Any]
 
-SHAPE_FIELDS = {"nodes", "gpus_per_node", "processes_per_node", "image", "storage", "cache", "template"}
-"""Fields of the spec that end up in the Kubernetes Job's unchangeable part. A suspended job is made anew when they change."""
+SHAPE_FIELDS = {
+    "nodes", "gpus_per_node", "processes_per_node", "image", "storage", "dataset", "output", "cache", "training", "deepspeed",
+    "template",
+}  # fmt: skip
+"""Fields of the spec that pods have read when they run, or that a Kubernetes Job cannot take over. It is made anew for them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the operator has asked of the fields of a Kubernetes Job that it shares with others."""
+
+    suspend: bool
+    labels: dict[str, str]
+
+    def dump(self) -> str:
+        """Return the annotation's text."""
+        return json.dumps({"suspend": self.suspend, "labels": self.labels}, sort_keys=True)
 
 
 def supporting_objects(job: RewardFLJob, settings: OperatorSettings) -> list[Manifest]:
@@ -50,7 +66,12 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
     spec, policy = job.spec, job.spec.run_policy
     manifest = _object(job, "batch/v1", "Job", job.metadata.name)
     manifest["metadata"]["labels"].update(names.queue_labels(job))
-    manifest["metadata"]["annotations"] = {names.SHAPE_ANNOTATION: shape(job)}
+    is_queued = names.QUEUE_LABEL in job.metadata.labels
+    manifest["metadata"]["annotations"] = {
+        names.SHAPE_ANNOTATION: shape(job),
+        names.GENERATION_ANNOTATION: str(job.metadata.generation),
+        names.ASKED_ANNOTATION: Asked(policy.suspend, names.queue_labels(job)).dump(),
+    }
     manifest["spec"] = {
         "completionMode": "Indexed",
         "completions": spec.nodes,
@@ -61,7 +82,7 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
         "maxFailedIndexes": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
-        "suspend": policy.suspend or names.QUEUE_LABEL in job.metadata.labels,
+        "suspend": policy.suspend or is_queued,  # Kueue lets it go on
         "template": pod_template(job, settings),
     }
     if policy.active_deadline_seconds is not None:
@@ -69,25 +90,11 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
     return manifest
 
 
-def job_changes(job: RewardFLJob, live: Manifest, recorded_as_finished: bool) -> Manifest:
-    """Return the patch that brings the changeable fields of the live Kubernetes Job up to date; empty when they are.
-
-    `suspend` is left alone when a queue owns it. The TTL is set only once the result stands in the RewardFLJob's status:
-    a Job that vanished before would be made again, and train again.
-    """
-    policy, spec = job.spec.run_policy, live.get("spec", {})
-    wanted: Manifest = {"activeDeadlineSeconds": policy.active_deadline_seconds}
-    if names.QUEUE_LABEL not in job.metadata.labels:
-        wanted["suspend"] = policy.suspend
-    if recorded_as_finished:
-        wanted = {"ttlSecondsAfterFinished": policy.ttl_seconds_after_finished}
-    changes = {key: value for key, value in wanted.items() if spec.get(key) != value}
-    return {"spec": changes} if changes else {}
-
-
 def shape(job: RewardFLJob) -> str:
     """Return a hash of what the Kubernetes Job cannot take over once it was made."""
-    text = json.dumps(job.spec.model_dump(mode="json", include=SHAPE_FIELDS), sort_keys=True)
+    # Without what is at its default: a field that a later version adds must not look like an edit.
+    fields = job.spec.model_dump(mode="json", include=SHAPE_FIELDS, exclude_defaults=True)
+    text = json.dumps({**fields, "backoff_limit": job.spec.run_policy.backoff_limit}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,6 @@ from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Failu
 
 from . import causes, history
 from .causes import Cause
-from .names import QUEUE_LABEL
 from .observed import Children, JobSeen, Pod
 
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR, SECONDS_PER_DAY = 60, 3600, 86400
@@ -89,7 +88,9 @@ def derive(
             "failure": _failure(children, situation, previous),
         }
     )
-    status = _with_progress(status, progress if situation.phase in FINISHED_PHASES else fresh)
+    # What pods reported last counts also when they are gone: the checkpoint that they wrote when they were told to stop.
+    is_news = progress is not None and (previous.last_progress_time is None or progress.time > previous.last_progress_time)
+    status = _with_progress(status, progress if is_news or situation.phase in FINISHED_PHASES else fresh)
     stale = _staleness(status, children, now)
     return status.model_copy(update={"conditions": _conditions(job, situation, stale, previous, now)})
 
@@ -116,17 +117,19 @@ def assess(
 ) -> Situation:
     """Say where the job stands. `fresh` is the report of the pods that run now."""
     seen = children.job
-    if obstacle is not None and (seen is None or len(children.current) < job.spec.nodes) and not _has_ended(seen):
+    suspend = job.spec.run_policy.suspend
+    if obstacle is not None and not suspend and (seen is None or len(children.current) < job.spec.nodes) and not _has_ended(seen):
         return Situation("Pending", obstacle.reason, obstacle.text)
     if seen is None or seen.deleting:
-        return Situation("Pending", Reason.PODS_PENDING, "The pods are being made.")
+        made = Situation("Pending", Reason.PODS_PENDING, "The pods are being made.")
+        return _held(job, children) if suspend else made
     if seen.has_succeeded:
         return Situation("Succeeded", Reason.COMPLETED, "Training ended; the results are in the output folder.")
     if seen.failure is not None:
         cause = causes.of_job(seen.failure, children.pods)
         return Situation("Failed", cause.reason, cause.text)
     if seen.suspended:
-        return _held(job)
+        return _held(job, children)
     return _underway(job, children, fresh, previous)
 
 
@@ -134,11 +137,17 @@ def _has_ended(seen: JobSeen | None) -> bool:
     return seen is not None and (seen.has_succeeded or seen.failure is not None or seen.suspended)
 
 
-def _held(job: RewardFLJob) -> Situation:
-    queue = job.metadata.labels.get(QUEUE_LABEL)
-    if queue is not None and not job.spec.run_policy.suspend:
-        return Situation("Queued", Reason.QUEUED, f"Waiting to be admitted by the queue {queue}.")
-    return Situation("Suspended", Reason.SUSPENDED, "runPolicy.suspend is true; set it to false to go on.")
+def _held(job: RewardFLJob, children: Children) -> Situation:
+    """Say who holds a job that is not to run now: the user, its queue, or somebody else who suspended the Kubernetes Job."""
+    saving = f" {children.ending_pods} pods are saving a checkpoint and end." if children.ending_pods else ""
+    if job.spec.run_policy.suspend:
+        return Situation("Suspended", Reason.SUSPENDED, f"runPolicy.suspend is true; set it to false to go on.{saving}")
+    queue = children.job.queue if children.job is not None else ""
+    if queue or children.held_by is not None:
+        where = f"Waiting to be admitted by the queue {queue}." if queue else "Waiting to be admitted by Kueue."
+        return Situation("Queued", Reason.QUEUED, f"{where} {children.held_by or ''}".strip() + saving)
+    told = "The Kubernetes Job was suspended by somebody else, who can let it go on."
+    return Situation("Suspended", Reason.SUSPENDED, told + saving)
 
 
 def _underway(job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus) -> Situation:

@@ -161,9 +161,10 @@ class Installation:
         """`kubectl create`."""
         return dict(json.loads(self.cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(manifest))))
 
-    def get(self, kind: str, name: str, namespace: str = "default") -> Raw:
+    def get(self, kind: str, name: str, namespace: str = "default", managed_fields: bool = False) -> Raw:
         """`kubectl get`."""
-        return dict(json.loads(self.cluster.kubectl("get", kind, name, "--namespace", namespace, "-o", "json")))
+        more = ["--show-managed-fields"] if managed_fields else []
+        return dict(json.loads(self.cluster.kubectl("get", kind, name, "--namespace", namespace, "-o", "json", *more)))
 
     def find(self, kind: str, name: str) -> Raw | None:
         """`kubectl get`, None when there is none."""

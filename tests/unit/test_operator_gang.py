@@ -1,7 +1,10 @@
 """What happens to one pod of a gang happens to all of it."""
 
+from datetime import timedelta
+
+from rewardfl_api.progress import Progress
 from rewardfl_operator.gang import BROKEN_GANG_GRACE_SECONDS, Eviction, evictions
-from tests.unit.operator_objects import at, children, condition, ended, kubernetes_job, pod, running, training_pod, waiting
+from tests.unit.operator_objects import START, at, children, condition, ended, kubernetes_job, pod, running, training_pod, waiting
 
 TAKEN = condition("DisruptionTarget", reason="EvictionByEvictionAPI", seconds=100)
 FAILED = pod(1, ended("stage", 0, 0, 10), ended("trainer", 1, 10, 100), phase="Failed")
@@ -61,3 +64,23 @@ def test_an_evicted_pod_is_not_evicted_again() -> None:
     evicted["metadata"] = {**evicted["metadata"], "deletionTimestamp": at(101)}
 
     assert evictions(children(evicted, FAILED)) == ()
+
+
+def report(seconds: float, phase: str = "Training") -> Progress:
+    return Progress.model_validate({"phase": phase, "time": START + timedelta(seconds=seconds)})
+
+
+def test_a_pod_whose_peer_was_replaced_while_nobody_looked_is_evicted() -> None:
+    replaced = pod(1, waiting("stage"), waiting("trainer"), phase="Pending", created=100)
+
+    assert evictions(children(training_pod(0, 10), replaced), report(50)) == (Eviction("face-0-0", BROKEN_GANG_GRACE_SECONDS),)
+    again = FAILED, training_pod(0, 120, created=110), pod(1, running("stage", 205), phase="Pending", created=200)
+    assert evictions(children(*again), report(150)) == (Eviction("face-0-110", BROKEN_GANG_GRACE_SECONDS),)
+
+
+def test_a_pod_that_waits_for_a_late_peer_is_left_alone() -> None:
+    late = pod(1, waiting("stage"), waiting("trainer"), phase="Pending", created=100)
+
+    assert evictions(children(training_pod(0, 10), late)) == ()
+    assert evictions(children(training_pod(0, 10), late), report(50, "Staging")) == ()
+    assert evictions(children(training_pod(0, 105, created=90), late), report(50)) == (), "a report of the attempt before"

@@ -107,31 +107,12 @@ def test_final_exit_codes_end_the_job_and_disruptions_are_not_counted() -> None:
     assert rules[2] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
-def test_the_ttl_is_not_set_before_the_result_is_on_record() -> None:
-    wanted = job(runPolicy={"ttlSecondsAfterFinished": 0})
-    live = {"spec": {"suspend": False}}
-
-    assert "ttlSecondsAfterFinished" not in resources.indexed_job(wanted, SETTINGS)["spec"]
-    assert resources.job_changes(wanted, live, recorded_as_finished=False) == {}
-    assert resources.job_changes(wanted, live, recorded_as_finished=True) == {"spec": {"ttlSecondsAfterFinished": 0}}
-
-
-def test_suspending_is_a_patch_of_the_live_job() -> None:
-    live = {"spec": {"suspend": False}}
-
-    assert resources.job_changes(job(runPolicy={"suspend": True}), live, recorded_as_finished=False) == {
-        "spec": {"suspend": True}
-    }
-    assert resources.job_changes(job(), live, recorded_as_finished=False) == {}
-
-
-def test_a_queued_job_is_made_suspended_and_never_fought_over() -> None:
+def test_a_queued_job_is_made_suspended_with_the_queues_labels() -> None:
     queued = job(labels=QUEUE_LABELS)
     manifest = resources.indexed_job(queued, SETTINGS)
 
     assert manifest["metadata"]["labels"].items() >= QUEUE_LABELS.items()
     assert manifest["spec"]["suspend"] is True
-    assert resources.job_changes(queued, {"spec": {"suspend": False}}, recorded_as_finished=False) == {}
 
 
 def test_torchrun_is_told_how_the_pods_meet() -> None:
@@ -234,5 +215,20 @@ def test_the_image_is_the_jobs_or_the_installations() -> None:
 
 
 def test_the_shape_changes_with_what_a_job_cannot_take_over_and_with_nothing_else() -> None:
-    assert resources.shape(job(nodes=3)) != resources.shape(job(nodes=2))
-    assert resources.shape(job(training={"seed": 1})) == resources.shape(job())
+    for change in (
+        {"nodes": 3},
+        {"training": {"seed": 1}},
+        {"deepspeed": {"preset": "zero3"}},
+        {"runPolicy": {"backoffLimit": 9}},
+    ):
+        assert resources.shape(job(**change)) != resources.shape(job()), change
+    kept: list[dict[str, Any]] = [{"suspend": True}, {"activeDeadlineSeconds": 9}, {"ttlSecondsAfterFinished": 9}]
+    for policy in kept:
+        assert resources.shape(job(runPolicy=policy)) == resources.shape(job()), policy
+
+
+def test_the_shape_does_not_know_fields_that_are_at_their_default() -> None:
+    """A later version adds fields, and the API server fills them in; that must not look like an edit."""
+    filled = job().model_copy(update={"spec": type(job().spec).model_validate(job().spec.to_kubernetes())})
+
+    assert resources.shape(filled) == resources.shape(job())

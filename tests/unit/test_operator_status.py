@@ -1,6 +1,7 @@
 """The status is a function of what is seen."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -383,15 +384,54 @@ def test_trouble_heals_by_itself() -> None:
     assert derive(children(staging_pod(0), staging_pod(1)), None, sick).phase == "Staging"
 
 
+def queued_job(suspend: bool = True) -> dict[str, Any]:
+    live = kubernetes_job(suspend=suspend)
+    return {**live, "metadata": {**live["metadata"], "labels": QUEUE_LABELS}}
+
+
 def test_suspended_and_queued_are_told_apart() -> None:
     held = children(live=kubernetes_job(suspend=True))
 
     suspended = derive(held, runPolicy={"suspend": True})
-    queued = derive(held, labels=QUEUE_LABELS)
+    queued = derive(children(live=queued_job()), labels=QUEUE_LABELS)
 
     assert (suspended.phase, find(suspended, "Suspended").status) == ("Suspended", "True")
     assert (queued.phase, find(queued, "Suspended").reason) == ("Queued", Reason.QUEUED)
     assert "gpus" in find(queued, "Suspended").message
+
+
+def test_a_suspended_job_needs_no_kubernetes_job() -> None:
+    held = derive(Children(), runPolicy={"suspend": True})
+
+    assert (held.phase, find(held, "Suspended").reason) == ("Suspended", Reason.SUSPENDED)
+
+
+def test_a_queued_job_shows_what_kueue_says_of_it() -> None:
+    waits = replace(children(live=queued_job()), held_by="couldn't assign flavors to pod set main: insufficient quota for cpu")
+
+    assert find(derive(waits, labels=QUEUE_LABELS), "Suspended").message == (
+        "Waiting to be admitted by the queue gpus. couldn't assign flavors to pod set main: insufficient quota for cpu"
+    )
+
+
+def test_a_job_that_somebody_else_has_suspended_says_so() -> None:
+    held = derive(children(live=kubernetes_job(suspend=True)))
+
+    assert held.phase == "Suspended"
+    assert "suspended by somebody else" in find(held, "Suspended").message
+
+
+def test_the_checkpoint_that_pods_write_when_they_are_told_to_stop_counts_when_they_are_gone() -> None:
+    trained = derive(children(training_pod(0, 10), training_pod(1, 10)), progress(20, step=7, total_steps=40))
+    last = progress(30, step=9, total_steps=40, checkpoint={"step": 9, "uri": "s3://b/step-9", "time": at(30)})
+    stopping = tuple(pod(index, running("trainer", 10), deleting=True) for index in (0, 1))
+
+    ending = derive(children(*stopping, live=kubernetes_job(suspend=True)), None, trained, runPolicy={"suspend": True})
+    gone = derive(children(live=kubernetes_job(suspend=True)), last, ending, runPolicy={"suspend": True})
+
+    assert "2 pods are saving a checkpoint" in find(ending, "Suspended").message
+    assert gone.checkpoint is not None
+    assert (gone.phase, gone.step, gone.checkpoint.step) == ("Suspended", 9, 9)
 
 
 def test_a_refused_spec_fails_until_it_is_edited() -> None:
