@@ -16,6 +16,7 @@ from rewardfl_api.crd import generate
 from tests.chart.chart import MATRIX, NAMESPACE, SERVED, Manifest, one, render
 from tests.cluster import ClusterError, LocalCluster, golang
 from tests.cluster.paths import REPOSITORY, cache_root
+from tests.cluster.report import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +178,28 @@ def test_a_release_turns_from_the_whole_cluster_to_some_namespaces_without_right
         "Role/rewardfl-operator-leader": NAMESPACE,
         "RoleBinding/rewardfl-operator-leader": NAMESPACE,
     }
+
+
+def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(bare: LocalCluster) -> None:
+    install(bare)
+    for role in ("view", "edit"):
+        bare.kubectl("create", "rolebinding", f"may-{role}", f"--clusterrole={role}", f"--user={role}er", "--namespace", SERVED)
+
+    def may(user: str, verb: str, what: str) -> bool:
+        review = {"user": user, "resourceAttributes": {"namespace": SERVED, "group": "rewardfl.io", "verb": verb}}
+        review["resourceAttributes"] |= dict(zip(("resource", "subresource"), what.split("/"), strict=False))
+        asked = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": review}
+        answer = bare.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(asked))
+        return bool(json.loads(answer)["status"]["allowed"])
+
+    # The controller manager puts the rules into view and edit by and by.
+    wait_until(lambda: may("viewer", "list", "rewardfljobs"), "view is extended", timeout_seconds=60)
+    wait_until(lambda: may("editer", "patch", "rewardfljobs/scale"), "edit is extended", timeout_seconds=60)
+    assert may("editer", "create", "rewardfljobs")
+    assert may("editer", "list", "rewardfljobs")
+    assert not may("viewer", "patch", "rewardfljobs")
+    assert not may("viewer", "patch", "rewardfljobs/scale")
+    assert not may("editer", "patch", "rewardfljobs/status")
 
 
 @pytest.fixture(scope="module")

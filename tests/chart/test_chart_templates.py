@@ -3,6 +3,7 @@
 import re
 import shutil
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from charts.generate import CHART, Value, read
 from rewardfl_api import __version__
 from rewardfl_api.crd import generate
 from rewardfl_operator.settings import OperatorSettings
-from tests.chart.chart import MATRIX, MUCH, NAMESPACE, NO_RIGHTS, Manifest, one, render, render_text
+from tests.chart.chart import MATRIX, MUCH, NAMESPACE, NO_RIGHTS, PODS_ARE_SCRAPED, Manifest, one, render, render_text
 from tests.cluster.build import HELM
 from tests.cluster.report import ClusterError, run
 
@@ -76,13 +77,19 @@ def test_the_matrix_of_values_reaches_every_branch_of_the_templates(tmp_path: Pa
 @pytest.mark.parametrize("value", leaves(values_of_the_chart()), ids=lambda value: value.path)
 def test_every_value_changes_what_is_rendered(value: Value) -> None:
     """Beside other values: a tag is of no account beside a digest."""
-    assert any(changes_the_rendering(value, base) for base in (MUCH, *MATRIX.values()))
+    assert any(changes_the_rendering(value, name) for name in ("much", "nothing", "pods are scraped", "no rights"))
 
 
-def changes_the_rendering(value: Value, base: Manifest) -> bool:
+@cache
+def text_of(name: str) -> str:
+    return render_text(MATRIX[name])
+
+
+def changes_the_rendering(value: Value, name: str) -> bool:
+    base = MATRIX[name]
     changed = with_value(base, value.path, another(value, base))
     try:
-        return render_text(changed) != render_text(base)
+        return render_text(changed) != text_of(name)
     except ClusterError:  # the two contradict each other
         return False
 
@@ -220,6 +227,25 @@ def test_the_operators_own_policy_lets_in_only_whom_the_values_name_and_the_test
     assert rule["from"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
     assert len(rule["from"]) == 1
     assert opened["ingress"][0]["from"][1:] == MUCH["networkPolicy"]["operator"]["ingressFrom"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "endpoints"),
+    [(MUCH, "ServiceMonitor", "endpoints"), (PODS_ARE_SCRAPED, "PodMonitor", "podMetricsEndpoints")],
+)
+def test_a_monitor_scrapes_the_operator_and_keeps_the_jobs_namespaces(values: Manifest, kind: str, endpoints: str) -> None:
+    objects = render(values)
+    (endpoint,) = one(objects, kind)["spec"][endpoints]
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    through = {"ServiceMonitor": "Service", "PodMonitor": "Deployment"}[kind]
+    names = {port["name"] for port in (one(objects, through)["spec"].get("ports") or container["ports"])}
+
+    assert endpoint["honorLabels"] is True
+    assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "30s")
+    assert endpoint["port"] in names
+    labels = one(objects, through)["metadata"]["labels"]
+    assert one(objects, kind)["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert one(objects, kind)["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_the_test_pod_is_none_of_the_operators() -> None:

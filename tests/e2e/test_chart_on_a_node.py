@@ -1,9 +1,12 @@
-"""The chart as it runs on a real node: `helm test`, and metrics through the Service."""
+"""The chart as it runs on a real node: `helm test`, metrics through the Service, two replicas."""
+
+from contextlib import suppress
 
 import pytest
 
 from tests.cluster import ClusterError
-from tests.cluster.stack import OPERATOR_NAMESPACE, RELEASE, Stack
+from tests.cluster.report import wait_until
+from tests.cluster.stack import CHART, OPERATOR_NAMESPACE, RELEASE, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -26,3 +29,41 @@ def test_prometheus_reads_the_metrics_through_the_service(stack: Stack) -> None:
     assert "rewardfl_leader 1.0" in text
     with pytest.raises(ClusterError):
         stack.cluster.kubectl("get", "--raw", f"{SERVICE}/anything-else")
+
+
+def leaders(stack: Stack) -> list[str]:
+    """The operator's pods that say that they lead."""
+    selector = "app.kubernetes.io/component=operator"
+    names = stack.cluster.kubectl("get", "pods", "-n", OPERATOR_NAMESPACE, "-l", selector, "-o", "name").split()
+    paths = {
+        name: f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name.removeprefix('pod/')}:8080/proxy/metrics" for name in names
+    }
+    found = []
+    for name, path in paths.items():
+        with suppress(ClusterError):  # it is about to come, or to go
+            found += [name] if "rewardfl_leader 1.0" in stack.cluster.kubectl("get", "--raw", path) else []
+    return found
+
+
+def upgrade(stack: Stack, replicas: int) -> None:
+    """Change the number of replicas, and wait until all are ready."""
+    own = ["--reuse-values", "--set", f"replicas={replicas}", "--set", f"podDisruptionBudget.enabled={str(replicas > 1).lower()}"]
+    stack.cluster.helm("upgrade", RELEASE, str(CHART), "-n", OPERATOR_NAMESPACE, *own, "--wait", "--timeout", "120s")
+
+
+def test_of_two_replicas_one_leads_and_the_other_takes_over_and_one_is_enough_again(stack: Stack) -> None:
+    upgrade(stack, replicas=2)
+    try:
+        wait_until(lambda: len(leaders(stack)) == 1, "one of two leads", timeout_seconds=60)
+        (first,) = leaders(stack)
+        budget = stack.cluster.kubectl(
+            "get", "pdb", "-n", OPERATOR_NAMESPACE, "-o", "jsonpath={.items[*].status.disruptionsAllowed}"
+        )
+        assert budget == "1"
+
+        stack.cluster.kubectl("delete", first, "-n", OPERATOR_NAMESPACE, "--wait=false")
+
+        wait_until(lambda: (now := leaders(stack)) != [first] and len(now) == 1, "another leads", timeout_seconds=30)
+    finally:
+        upgrade(stack, replicas=1)
+    wait_until(lambda: len(leaders(stack)) == 1, "the only one leads", timeout_seconds=60)
