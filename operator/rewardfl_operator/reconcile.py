@@ -6,7 +6,7 @@ that says they were sent, the status before anything is cleaned up.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
 from .guard import TemplateError
 from .informer import Informer, Key
+from .kueue import Waiting, Workloads
 from .observed import ENDED_POD_PHASES, Children, JobSeen, Pod, owner_uid
 from .reading import Problem, Reading, believable, read
 from .settings import OperatorSettings
@@ -77,6 +78,7 @@ class Reconciler:
         self._clock = clock
         self._supporting = SupportingObjects(cluster, settings, informers.supporting, informers.progress)
         self._problems: dict[Key, Problem | None] = {}
+        self._workloads = Workloads(cluster)
         self._said: dict[Key, str] = {}
         self._admission = Admission(cluster, settings)
 
@@ -196,6 +198,8 @@ class Reconciler:
             await self._clean_up(job, key)
             return None
         children = self._children(job, key)
+        waiting = await self._waiting(job, children)
+        children = replace(children, held_by=waiting.message if waiting is not None else None)
         reading = self._read(job, children, key, previous)
         obstacle = obstacle or await self._admission.obstacle(job, children, key)
         new = status.derive(job, children, reading.progress, previous, self._clock(), obstacle)
@@ -210,8 +214,16 @@ class Reconciler:
         for eviction in gang.evictions(children, reading.progress):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
-        times = (status.look_again(new, self._clock()), self._admission.look_again(key))
+        queue = waiting.look_again if waiting is not None else None
+        times = (status.look_again(new, self._clock()), self._admission.look_again(key), queue)
         return min((time for time in times if time is not None), default=None)
+
+    async def _waiting(self, job: RewardFLJob, children: Children) -> Waiting | None:
+        """Ask Kueue why a job does not run that its user wants to run; None where Kueue has nothing to do with it."""
+        seen = children.job
+        if seen is None or not seen.suspended or seen.deleting or job.spec.run_policy.suspend:
+            return None
+        return await self._workloads.of(seen, job.metadata.namespace)
 
     async def _look_closely(self, job: RewardFLJob, previous: RewardFLJobStatus) -> tuple[Children, Reading]:
         """Read pods and report anew before a result is written for good: the informers may lag behind one another."""

@@ -154,6 +154,9 @@ class Life:
         self._in.create(manifest(self._name("gang"), template={"spec": {"priority": None, "tolerations": []}}))
         for job in ("edited", "gone", "failed"):
             self._in.create(manifest(self._name(job)))
+        queued = manifest(self._name("queued"))
+        queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+        self._in.create(queued)
         self._in.create(manifest(self._name("brief"), runPolicy={"ttlSecondsAfterFinished": 0}))
         self._in.create(manifest(self._name("clean"), runPolicy={"cleanPodPolicy": "All"}))
         for job in ("taken", "greedy", "misspelt"):
@@ -207,9 +210,8 @@ class Life:
             return self._in.phase(name) == "Suspended" and not self._in.running_pods(name)
 
         self._until("edited", "suspended", suspended)
-        before = self._in.get("job", name)["metadata"]["uid"]
         self._in.patch("rewardfljob", name, {"spec": {"nodes": 1, "training": {"learningRate": 1e-3}}})
-        self._until("edited", "made anew", lambda name: (job := self._in.find("job", name)) and job["metadata"]["uid"] != before)
+        self._until("edited", "made anew when it goes on", lambda name: self._in.find("job", name) is None)
         self._in.patch("rewardfljob", name, {"spec": {"runPolicy": {"suspend": False}}})
         self._in.wait_for_pods(name, 1)
 

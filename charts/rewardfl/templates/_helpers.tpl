@@ -79,7 +79,7 @@ annotations:
 - apiGroups: [rewardfl.io]
   resources: [rewardfljobs/status]
   verbs: [patch]
-# The Indexed Job of each RewardFLJob; deleted when a suspended job is made anew in another shape.
+# The Indexed Job of each RewardFLJob; deleted when the job is made anew in another shape, or leaves its queue.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
@@ -108,4 +108,8 @@ annotations:
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+# Why a queued job waits, in Kueue's words.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 {{- end -}}
