@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic.alias_generators import to_camel
 
@@ -15,6 +15,9 @@ from .observed import Container, Pod, Seen
 SIGKILL_EXIT_CODE = 137
 LARGEST_EXIT_CODE = 255
 LONGEST_MESSAGE = 2048
+READY_PATIENCE = timedelta(minutes=1)
+"""Attaching a volume takes its time; longer than this is worth a word."""
+
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 REASON_OF_EXIT_CODE = {
@@ -126,10 +129,16 @@ def of_job(failure: Seen, pods: tuple[Pod, ...]) -> Cause:
     return cause
 
 
-def of_waiting(pods: tuple[Pod, ...]) -> Cause | None:
+def of_waiting(pods: tuple[Pod, ...], now: datetime) -> Cause | None:
     """Return what keeps pods from starting, where a person has to mend it; None when they are only on their way."""
-    causes = [cause for pod in pods for cause in (_unscheduled(pod), _waiting(pod)) if cause is not None]
+    causes = [cause for pod in pods for cause in (_unscheduled(pod), _waiting(pod), _unready(pod, now)) if cause is not None]
     return causes[0] if causes else None
+
+
+def unready_since(pod: Pod) -> datetime | None:
+    """Since when a pod is on its node and its volumes or its network are not ready; None when that is not so."""
+    seen = pod.conditions.get("PodReadyToStartContainers")
+    return seen.time if seen is not None and not seen.holds and not pod.stage.has_started else None
 
 
 def _of_container(pod: Pod, container: Container) -> Cause:
@@ -181,6 +190,15 @@ def _waiting(pod: Pod) -> Cause | None:
             reason = Reason.SECRET_MISSING if SECRET_IN_MESSAGE.search(container.waiting_message) else Reason.PODS_PENDING
             return Cause(reason, text)
     return None
+
+
+def _unready(pod: Pod, now: datetime) -> Cause | None:
+    """The kubelet tells what a volume lacks to an event of its own only; that one lacks something shows in the pod."""
+    since = unready_since(pod)
+    if since is None or now - since < READY_PATIENCE:
+        return None
+    text = f"pod {pod.name}: its volumes or its network have not been ready since {since:%Y-%m-%d %H:%M:%S} UTC"
+    return Cause(Reason.VOLUME_MISSING, text, f"The kubelet says why: kubectl describe pod {pod.name}.")
 
 
 def is_retried(cause: Cause, pods: tuple[Pod, ...], backoff_limit: int) -> bool:

@@ -215,7 +215,7 @@ class Reconciler:
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
         queue = waiting.look_again if waiting is not None else None
-        times = (status.look_again(new, self._clock()), self._admission.look_again(key), queue)
+        times = (status.look_again(new, children, self._clock()), self._admission.look_again(key), queue)
         return min((time for time in times if time is not None), default=None)
 
     async def _waiting(self, job: RewardFLJob, children: Children) -> Waiting | None:

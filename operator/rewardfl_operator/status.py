@@ -74,7 +74,7 @@ def derive(
     if is_final(previous):
         return previous
     fresh = progress if progress is not None and _is_fresh(progress, children) else None
-    situation = assess(job, children, fresh, previous, obstacle)
+    situation = assess(job, children, fresh, previous, now, obstacle)
     records, count = _restarts(job, children, previous)
     status = previous.model_copy(
         update={
@@ -95,12 +95,13 @@ def derive(
     return status.model_copy(update={"conditions": _conditions(job, situation, stale, previous, now)})
 
 
-def look_again(status: RewardFLJobStatus, now: datetime) -> float | None:
+def look_again(status: RewardFLJobStatus, children: Children, now: datetime) -> float | None:
     """Return in how many seconds the status changes though nothing else does; None when it does not."""
-    if status.phase != "Training" or status.last_progress_time is None:
-        return None
-    seconds = (status.last_progress_time + _longest_silence(status) - now).total_seconds()
-    return seconds + 1.0 if seconds >= 0 else None
+    times = [since + causes.READY_PATIENCE for pod in children.live_pods if (since := causes.unready_since(pod)) is not None]
+    if status.phase == "Training" and status.last_progress_time is not None:
+        times.append(status.last_progress_time + _longest_silence(status))
+    seconds = [(time - now).total_seconds() + 1.0 for time in times if time >= now]
+    return min(seconds, default=None)
 
 
 def refused(job_generation: int, reason: Reason, message: str, previous: RewardFLJobStatus, now: datetime) -> RewardFLJobStatus:
@@ -113,7 +114,12 @@ def refused(job_generation: int, reason: Reason, message: str, previous: RewardF
 
 
 def assess(
-    job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus, obstacle: Cause | None = None
+    job: RewardFLJob,
+    children: Children,
+    fresh: Progress | None,
+    previous: RewardFLJobStatus,
+    now: datetime,
+    obstacle: Cause | None = None,
 ) -> Situation:
     """Say where the job stands. `fresh` is the report of the pods that run now."""
     seen = children.job
@@ -130,7 +136,8 @@ def assess(
         return Situation("Failed", cause.reason, cause.text)
     if seen.suspended:
         return _held(job, children)
-    return _underway(job, children, fresh, previous)
+    waiting = causes.of_waiting(children.live_pods, now)
+    return _underway(job, children, fresh, previous) if waiting is None else Situation("Pending", waiting.reason, waiting.text)
 
 
 def _has_ended(seen: JobSeen | None) -> bool:
@@ -151,11 +158,8 @@ def _held(job: RewardFLJob, children: Children) -> Situation:
 
 
 def _underway(job: RewardFLJob, children: Children, fresh: Progress | None, previous: RewardFLJobStatus) -> Situation:
-    """Say how far the pods are; what keeps them from starting, or made them start again, comes first."""
+    """Say how far the pods are; what made them start again comes first."""
     phase = _phase_of_pods(job, children, fresh)
-    waiting = causes.of_waiting(children.live_pods)
-    if waiting is not None:
-        return Situation("Pending", waiting.reason, waiting.text)
     lost = causes.last_failure(children.pods)
     if lost is not None and phase not in ("Training", "Saving") and _is_replacing(job, children, lost[1]):
         cause = lost[0]

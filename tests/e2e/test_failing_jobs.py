@@ -11,6 +11,7 @@ import torch
 from examples.demo import read_manifest
 from rewardfl_trainer import video
 from tests.cluster.stack import Stack
+from tests.integration.operator_harness import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -20,12 +21,36 @@ CASES: dict[str, dict[str, Any]] = {
     "wrong-credentials": {"storage": {"credentialsSecretName": "wrong-credentials"}},
     "no-face": {"dataset": "s3://rewardfl/faceless/"},
     "unknown-model": {"training": {"modelName": "wan9_9"}},
+    "late-secret": {"dataset": "s3://no-such-bucket/dataset/", "storage": {"credentialsSecretName": "late-credentials"}},
+    "out-of-memory": {
+        "runPolicy": {"backoffLimit": 0},
+        "template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": {"memory": "600Mi"}}}]}},
+    },
 }
 EXPECTED = {
     "missing-bucket": ("BucketNotFound", "s3://no-such-bucket/dataset/"),
     "wrong-credentials": ("StorageAccessDenied", "credentialsSecretName"),
     "no-face": ("NoFaceInFirstFrame", "use other videos"),
     "unknown-model": ("InvalidSpec", "wan2_2"),
+    "late-secret": ("BucketNotFound", "s3://no-such-bucket/dataset/"),
+    "out-of-memory": ("OutOfMemory", "memory limit"),
+}
+
+
+UNREADABLE = {"name": "extra", "secret": {"secretName": "no-such-secret"}}
+STUCK: dict[str, tuple[dict[str, Any], str]] = {
+    "no-image": ({"image": "no-such-image:1"}, "ImagePullFailed"),
+    "no-volume": (
+        {
+            "template": {
+                "spec": {
+                    "volumes": [UNREADABLE],
+                    "containers": [{"name": "trainer", "volumeMounts": [{"name": "extra", "mountPath": "/extra"}]}],
+                }
+            }
+        },
+        "VolumeMissing",
+    ),
 }
 
 
@@ -48,12 +73,25 @@ def endings(stack: Stack) -> dict[str, dict[str, Any]]:
         manifest = read_manifest(stack.storage_spec())
         spec = manifest["spec"]
         for field, value in changes.items():
-            spec[field] = {**spec[field], **value} if isinstance(value, dict) else value
+            spec[field] = {**spec.get(field, {}), **value} if isinstance(value, dict) else value
         manifest["metadata"]["name"] = name
         spec["nodes"] = 1
         spec["output"] = f"s3://rewardfl/results/{name}/"
         stack.apply(manifest)
+    for name, (changes, _) in STUCK.items():
+        manifest = read_manifest(stack.storage_spec())
+        manifest["metadata"]["name"] = name
+        manifest["spec"] |= {"nodes": 1, **changes}
+        stack.apply(manifest)
+    until("the missing Secret is named", lambda: running_reason(stack, "late-secret") == "SecretMissing")
+    stack.make_credentials("late-credentials", stack.storage.access_key, stack.storage.secret_key)
     return {name: stack.finish(name, JOB_TIMEOUT_SECONDS) for name in CASES}
+
+
+def running_reason(stack: Stack, name: str) -> str:
+    """Why the job runs or does not."""
+    conditions = (stack.job(name).get("status") or {}).get("conditions", [])
+    return next((str(item["reason"]) for item in conditions if item["type"] == "Running"), "")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,6 +108,25 @@ def test_a_job_that_cannot_work_is_not_tried_again(stack: Stack, endings: dict[s
     pods = stack.cluster.kubectl("get", "pods", "-l", f"rewardfl.io/job-name={name}", "-o", "name").split()
     assert endings[name]["restarts"] == 0
     assert len(pods) <= 1
+
+
+@pytest.mark.parametrize(("name", "container"), [("missing-bucket", "stage"), ("no-face", "trainer")])
+def test_the_status_has_the_place_of_the_failure_and_the_end_of_its_log(
+    stack: Stack, endings: dict[str, dict[str, Any]], name: str, container: str
+) -> None:
+    failure = endings[name]["failure"]
+    assert (failure["reason"], failure["container"]) == (EXPECTED[name][0], container)
+    assert failure["pod"].startswith(f"{name}-0-")
+    assert failure["reason"] in failure["logTail"].splitlines()[-1]
+    assert failure["logTail"].splitlines()[-1] in stack.cluster.kubectl("logs", failure["pod"], "-c", container)
+    assert "\x1b" not in failure["logTail"]
+
+
+def test_what_keeps_a_node_from_starting_the_pods_is_named(stack: Stack, endings: dict[str, dict[str, Any]]) -> None:
+    assert not endings.keys() & STUCK.keys()
+    for name, (_, reason) in STUCK.items():
+        until(f"{name} is named", lambda name=name, reason=reason: running_reason(stack, name) == reason, 180)
+    stack.cluster.kubectl("delete", "rewardfljob", *STUCK, "--wait=false")
 
 
 def test_no_secret_is_shown_anywhere(stack: Stack, endings: dict[str, dict[str, Any]]) -> None:

@@ -186,13 +186,15 @@ def test_a_trainer_that_stops_reporting_is_noticed_after_ten_steps_time(
 
     assert stale(after(silence)) == ("False", Reason.PROGRESS_CURRENT)
     assert stale(after(silence + 1)) == ("True", Reason.TRAINER_SILENT)
-    assert status.look_again(after(10), START + timedelta(seconds=110)) == silence - 10 + 1
-    assert status.look_again(after(silence + 1), START + timedelta(seconds=101 + silence)) is None
+    assert status.look_again(after(10), seen, START + timedelta(seconds=110)) == silence - 10 + 1
+    assert status.look_again(after(silence + 1), seen, START + timedelta(seconds=101 + silence)) is None
 
 
 def test_nobody_looks_again_at_a_job_that_does_not_train() -> None:
-    assert status.look_again(derive(children(staging_pod(0)), progress(10, phase="Staging")), NOW) is None
-    assert status.look_again(derive(Children()), NOW) is None
+    assert (
+        status.look_again(derive(children(staging_pod(0)), progress(10, phase="Staging")), children(staging_pod(0)), NOW) is None
+    )
+    assert status.look_again(derive(Children()), Children(), NOW) is None
 
 
 def test_what_keeps_pods_from_being_made_is_said_until_they_are_there() -> None:
@@ -376,6 +378,23 @@ def test_what_keeps_pods_from_starting_is_said_with_its_remedy(trouble: dict[str
     assert found.phase == "Pending"
     assert find(found, "Running").reason == reason
     assert find(found, "Running").message.startswith("pod face-0-0: ")
+
+
+def test_a_volume_that_is_not_there_after_a_minute_is_worth_a_word_and_a_look() -> None:
+    unready = condition("PodReadyToStartContainers", "False", seconds=100)
+    bound = pod(0, waiting("stage", "PodInitializing"), waiting("trainer"), phase="Pending", conditions=(unready,))
+    seen = children(bound, staging_pod(1))
+
+    def after(seconds: float) -> RewardFLJobStatus:
+        return status.derive(job(), seen, None, NEW, START + timedelta(seconds=100 + seconds))
+
+    early, late = after(59), after(60)
+    assert find(early, "Running").reason == Reason.STAGING
+    assert status.look_again(early, seen, START + timedelta(seconds=159)) == 2.0
+    assert (late.phase, find(late, "Running").reason) == ("Pending", Reason.VOLUME_MISSING)
+    assert "kubectl describe pod face-0-0" in find(late, "Running").message
+    assert status.look_again(late, seen, START + timedelta(seconds=161)) is None
+    assert find(after(7200), "Running").message == find(late, "Running").message
 
 
 def test_trouble_heals_by_itself() -> None:

@@ -1,14 +1,16 @@
 """What is shown of a log's end: whole lines, no secrets, no control characters, and room for the message."""
 
 import json
-import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rewardfl_api.errors import LOG_TAIL_MAX_CHARACTERS, ExitCode, Reason, RewardFLError, TerminationMessage
+from rewardfl_api.errors import LOG_TAIL_MAX_CHARACTERS, Reason, TerminationMessage
 from rewardfl_trainer import memory_limit
-from rewardfl_trainer.failures import TERMINATION_LOG_MAX_BYTES, TERMINATION_LOG_VARIABLE, leave_message, run_main
+from rewardfl_trainer.failures import TERMINATION_LOG_MAX_BYTES, TERMINATION_LOG_VARIABLE, leave_message
 from rewardfl_trainer.log_tail import KEPT_BYTES, TAIL_LINES, Tail, presentable
 
 
@@ -83,18 +85,17 @@ def test_secrets_are_masked_in_every_usual_shape(line: str, monkeypatch: pytest.
     assert "abc" not in shown.replace("Qabc", "")
 
 
-def test_a_program_of_its_own_reports_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TERMINATION_LOG_VARIABLE, str(tmp_path / "log"))
+def test_stage_reports_the_end_of_its_log_and_still_writes_it(tmp_path: Path) -> None:
+    environment = {**os.environ, TERMINATION_LOG_VARIABLE: str(tmp_path / "log")}
 
-    def main() -> None:
-        logging.getLogger("stage").warning("retrying part 3")
-        raise RewardFLError(Reason.STORAGE_UNAVAILABLE, "no answer", exit_code=ExitCode.UNAVAILABLE)
-
-    assert run_main(main, keep_log=True) == 69
+    command = [sys.executable, "-m", "rewardfl_trainer.staging", "--config", "/no/such/config.yaml"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     left = TerminationMessage.parse((tmp_path / "log").read_text())
     assert left is not None
-    assert left.log_tail.splitlines()[-2:] == ["retrying part 3", "StorageUnavailable: no answer"]
+    assert (ended.returncode, left.exit_code) == (66, 66)
+    assert f"ERROR rewardfl_trainer.failures: {left.reason}: --config=/no/such" in left.log_tail.splitlines()[-1]
+    assert left.log_tail.splitlines()[-1] in ended.stderr
 
 
 def test_the_log_makes_room_for_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,16 +44,13 @@ class Terminated(BaseException):
     """The process was asked to stop (SIGTERM). A BaseException, so that no library takes it for an error of its own."""
 
 
-def run_main(main: Callable[[], None], keep_log: bool = False) -> int:
-    """Run `main`, report how it failed, and return the process's exit code. `keep_log` reports the end of the log as well.
+def run_main(main: Callable[[], None], log: TailHandler | None = None) -> int:
+    """Run `main`, report how it failed with the end of `log`, and return the process's exit code.
 
     SIGTERM raises `Terminated` inside `main`; a program that wants to save first installs its own handler and raises
     `Terminated` itself when it is done. Where another process of this pod has failed earlier, the exit code is that
     one's, so a launcher that runs in `run_main` exits as the rank that failed first did.
     """
-    log = TailHandler() if keep_log else None
-    if log is not None:
-        logging.getLogger().addHandler(log)
     try:
         with _sigterm_raises():
             main()
@@ -61,9 +58,6 @@ def run_main(main: Callable[[], None], keep_log: bool = False) -> int:
         return _of_system_exit(stop)
     except BaseException as error:  # the outermost frame: nothing may leave without a message
         return report(error, log)
-    finally:
-        if log is not None:
-            logging.getLogger().removeHandler(log)
     return int(ExitCode.DONE)
 
 

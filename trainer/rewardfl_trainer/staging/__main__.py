@@ -8,20 +8,24 @@ import sys
 from rewardfl_api.trainer_config import CONFIG_PATH
 from rewardfl_trainer import configuration
 from rewardfl_trainer.failures import run_main
+from rewardfl_trainer.log_tail import TailHandler
 from rewardfl_trainer.staging.stage import stage
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-def main() -> None:
+
+def main(log: TailHandler) -> None:
     """Read the configuration and stage what it names."""
     parser = argparse.ArgumentParser(prog="python -m rewardfl_trainer.staging", description=__doc__)
     parser.add_argument("--config", default=CONFIG_PATH, help="the trainer's configuration file (default: %(default)s)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(), log])
     stage(configuration.load(arguments.config))
 
 
 if __name__ == "__main__":
-    code = run_main(main, keep_log=True)
+    tail = TailHandler()
+    code = run_main(lambda: main(tail), tail)
     sys.stdout.flush()
     sys.stderr.flush()
     # threads that are still waiting for a server must not hold up the end of the pod; every file is whole or not there
