@@ -11,8 +11,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,33 +75,51 @@ async def run(settings: OperatorSettings, kubeconfig: str | None = None) -> None
         runner, port = await health.serve(settings.health_port, *checks, metrics.registry)
         stack.push_async_callback(runner.cleanup)
         logger.info("rewardfl-operator %s, health on port %d", __version__, port)
-        await first_to_end(_signal(), operate(controller, cluster, settings, leadership))
+        ended = asyncio.Event()
+        _on_signals(ended.set)
+        await first_to_end(_wait(ended), operate(controller, cluster, settings, leadership, ended))
 
 
-async def operate(controller: Controller, cluster: Cluster, settings: OperatorSettings, leadership: Leadership | None) -> None:
+async def operate(
+    controller: Controller, cluster: Cluster, settings: OperatorSettings, leadership: Leadership | None, ended: asyncio.Event
+) -> None:
     """Wait for this replica's turn to lead, and lead."""
     await wait_for_crd(cluster, settings)
+    parts = partial(controller.run), partial(watch, controller, cluster, settings, ended)
     if leadership is None:
         cluster.metrics.leader.set(1)
-        return await first_to_end(controller.run(), watch(controller, cluster, settings))
+        return await first_to_end(*(part() for part in parts))
     cluster.metrics.leader.set_function(lambda: float(leadership.is_held()))
     try:
         await leadership.acquire()
-        await first_to_end(leadership.hold(), controller.run(), watch(controller, cluster, settings))
+        await first_to_end(leadership.hold(), *(part() for part in parts))
     finally:
         await leadership.release()
 
 
-async def watch(controller: Controller, cluster: Cluster, settings: OperatorSettings) -> None:
-    """Run kopf until a signal ends it. Once it ends, it waits for every task that is younger than itself."""
+async def watch(controller: Controller, cluster: Cluster, settings: OperatorSettings, ended: asyncio.Event) -> None:
+    """Run kopf. It takes the signals over when it starts; they are taken back.
+
+    A kopf that ends by itself waits for every task that is younger than it is, and raises whatever they raise; one that is
+    cancelled does neither.
+    """
     await controller.started.wait()
-    await kopf.operator(
+    ready = asyncio.Event()
+    kopfs = kopf.operator(
         registry=registry_of(controller, cluster),
         settings=kopf_settings(settings),
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         standalone=True,
+        ready_flag=ready,
     )
+
+    async def take_signals_back() -> None:
+        await ready.wait()
+        _on_signals(ended.set)
+        await asyncio.Event().wait()
+
+    await first_to_end(take_signals_back(), kopfs)
 
 
 def registry_of(controller: Controller, cluster: Cluster) -> kopf.OperatorRegistry:
@@ -200,12 +219,14 @@ async def _candidate(
     return leadership
 
 
-async def _signal() -> None:
-    """Wait for SIGTERM or SIGINT. kopf takes the signals over as soon as it runs, and ends by itself."""
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+def _on_signals(end: Callable[[], None]) -> None:
+    """Call `end` at SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    await ended.wait()
+        asyncio.get_running_loop().add_signal_handler(number, end)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
