@@ -124,6 +124,8 @@ class Admission:
         try:
             await self._cluster.create(pod_of(resources.indexed_job(job, self._settings), job), dry_run=True)
         except ApiError as error:
+            if error.is_end_of_namespace:
+                raise
             return passing_refusal(error)
         except (aiohttp.ClientError, TimeoutError, TemplateError) as error:
             logger.debug("%s/%s: could not ask for a pod: %s", job.metadata.namespace, job.metadata.name, error)

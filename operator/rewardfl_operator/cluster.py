@@ -106,6 +106,11 @@ class ApiError(Exception):
         """Whether the object itself is wrong, so that asking again is of no use before it changes."""
         return self.status in (400, 422)
 
+    @property
+    def is_end_of_namespace(self) -> bool:
+        """Whether the object's namespace is being deleted, so that nothing can be made in it any more."""
+        return self.status == FORBIDDEN and "because it is being terminated" in self.message
+
 
 class NotLeading(ApiError):
     """A write that was not sent, because another replica may lead by now."""

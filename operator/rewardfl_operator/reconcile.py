@@ -88,6 +88,26 @@ class Reconciler:
         Raises:
             ApiError: the API server could not, or would not, do what was asked; try again later.
         """
+        try:
+            return await self._reconcile(key)
+        except ApiError as error:
+            if error.is_end_of_namespace:
+                await self._let_go(key)
+            raise
+
+    async def _let_go(self, key: Key) -> None:
+        """Delete the Kubernetes Job of a namespace that is being deleted: it would keep the namespace's pods for ever.
+
+        Pods go first there, and the Job controller keeps the last failed pod of each index until it has made another, which it
+        may not (docs/decisions/0108-namespaces-that-end.md).
+        """
+        live, body = self._live_job(key), self._store.get(key)
+        if live is None or body is None or "deletionTimestamp" in live["metadata"] or owner_uid(live) != body["metadata"]["uid"]:
+            return
+        logger.info("%s/%s: the namespace is being deleted, and the Kubernetes Job with it", *key)
+        await self._cluster.delete(JOBS, *key, live["metadata"]["uid"])
+
+    async def _reconcile(self, key: Key) -> float | None:
         body = self._store.get(key)
         if body is None or "deletionTimestamp" in body["metadata"] or self._leaves_alone(body, key):
             return None
