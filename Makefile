@@ -72,6 +72,10 @@ gpu-packages: ## fetch what a GPU machine with torch but no network lacks, into 
 bench-trainer: setup ## measure a training step against the straightforward form; writes docs/benchmarks/ (20 minutes)
 	@exec $(BIN)/python -m tests.benchmarks.trainer
 
+.PHONY: bench-operator
+bench-operator: setup cluster-build ## measure the operator with 1,000 jobs on a real control plane; writes docs/benchmarks/ (6 minutes)
+	@exec $(BIN)/python -m tests.benchmarks.operator
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, the import contracts, the generated files
 	@$(BIN)/ruff check .

@@ -26,6 +26,9 @@ TERMINATION_LOG = "/dev/termination-log"
 STAGED_FILE = "staged.json"
 """Name, in the work folder, of the JSON object that maps each staged source to its local path."""
 
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's, where PyYAML was built with it: ten times as fast."""
+
 
 class ProgressTarget(ApiModel):
     """The ConfigMap that progress is reported to."""
@@ -87,4 +90,4 @@ class TrainerConfig(ApiModel):
 
     def dump(self) -> str:
         """Return the file's text."""
-        return yaml.safe_dump(self.to_trainer(), sort_keys=False)
+        return yaml.dump(self.to_trainer(), Dumper=_Dumper, sort_keys=False)

@@ -50,8 +50,8 @@ METHODS = {
     "delete": "DELETE",
 }
 HEADERS = {"User-Agent": f"{FIELD_MANAGER}/{__version__}"}
-LISTED_METADATA = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
-WATCHED_METADATA = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
+METADATA_OF_ALL = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
+METADATA_OF_ONE = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 READS = ("get", "list", "watch")
 STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 DRY_RUN = (("dryRun", "All"),)
@@ -142,6 +142,8 @@ class Cluster:
         configuration = client.Configuration()
         # No limit to the connections: each informer keeps one for its watch, and workers bound the others.
         configuration.connection_pool_maxsize = 0
+        # aiohttp would read ~/.netrc for each request, in a thread.
+        configuration.client_session_kwargs = {"trust_env": False}
         if kubeconfig is not None:
             await _config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         else:
@@ -170,7 +172,7 @@ class Cluster:
         self, kind: Kind, namespace: str | None = None, selector: str = "", *, metadata_only: bool = False
     ) -> AsyncIterator[Raw]:
         """Yield the list of objects page by page, so that it is never in memory twice."""
-        token, headers = "", LISTED_METADATA if metadata_only else PLAIN
+        token, headers = "", METADATA_OF_ALL if metadata_only else PLAIN
         while True:
             query = _said(labelSelector=selector, limit=str(PAGE_SIZE), **{"continue": token})
             page = await self._json(self._request("list", kind, kind.path(namespace), query=query, headers=headers))
@@ -206,7 +208,7 @@ class Cluster:
         fixed = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_SERVER_SECONDS)}
         query = _said(labelSelector=selector, resourceVersion=version, **fixed)
         timeout = aiohttp.ClientTimeout(total=WATCH_CLIENT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
-        headers = WATCHED_METADATA if metadata_only else PLAIN
+        headers = METADATA_OF_ONE if metadata_only else PLAIN
         response = await self._request("watch", kind, kind.path(namespace), query=query, headers=headers, timeout=timeout)
         try:
             yield {"type": OPENED}
@@ -244,10 +246,12 @@ class Cluster:
         return await self._json(self._request("replace", kind, path, manifest, query=STRICT))
 
     async def apply_status(self, kind: Kind, namespace: str, name: str, uid: str, status: Raw) -> Raw:
-        """Apply the status of the object that has this uid, and return the object."""
+        """Apply the status of the object that has this uid, and return the object's metadata."""
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": f"{kind.group}/{kind.version}", "kind": kind.kind, "metadata": metadata, "status": status}
-        return await self._apply(kind, kind.path(namespace, name, "status"), body)
+        headers = {**APPLY_PATCH, "Accept": METADATA_OF_ONE["Accept"]}
+        answer = await self._apply(kind, kind.path(namespace, name, "status"), body, headers)
+        return dict(answer["metadata"])
 
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Raw) -> Raw:
         """Apply a JSON merge patch, and return the object."""
@@ -309,9 +313,9 @@ class Cluster:
         token = await self.configuration.get_api_key_with_prefix("BearerToken")
         return {**HEADERS, "Authorization": token} if token else dict(HEADERS)
 
-    async def _apply(self, kind: Kind, path: str, body: Raw) -> Raw:
+    async def _apply(self, kind: Kind, path: str, body: Raw, headers: Mapping[str, str] = APPLY_PATCH) -> Raw:
         query = (*STRICT, ("force", "true"))
-        return await self._json(self._request("apply", kind, path, body, query=query, headers=APPLY_PATCH))
+        return await self._json(self._request("apply", kind, path, body, query=query, headers=headers))
 
     async def _forget_missing(self, request: Awaitable[aiohttp.ClientResponse]) -> None:
         try:

@@ -59,7 +59,8 @@ class Controller:
         else:
             self._watched[key] = body["metadata"]["resourceVersion"]
             if self.store.put(body):  # and not merely the echo of a write of our own
-                self._queue.add(key)
+                # What starts pods goes before what only tells of them.
+                self._queue.add(key, urgent=not body.get("status"))
         self._missed_since.pop(key, None)
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""A queue of keys to work on: each at most once at a time, later when asked, slower when it fails.
+"""A queue of keys to work on: each at most once at a time, later when asked, slower when it fails, what is urgent first.
 
 What is added while it is worked on is worked on again afterwards. It knows nothing of Kubernetes.
 """
@@ -27,7 +27,7 @@ class WorkQueue(Generic[KeyType]):
     def __init__(self, spacing_seconds: float = 1.0, waited: Callable[[float], None] = lambda _: None) -> None:
         self._spacing, self._waited = spacing_seconds, waited
         self._due: dict[KeyType, float] = {}
-        self._heap: list[tuple[float, int, KeyType]] = []
+        self._heap: list[tuple[bool, float, int, KeyType]] = []
         self._count = 0
         self._working: set[KeyType] = set()
         self._rested: dict[KeyType, float] = {}
@@ -38,21 +38,24 @@ class WorkQueue(Generic[KeyType]):
         """Keys that wait for their turn."""
         return len(self._due)
 
-    def add(self, key: KeyType, delay_seconds: float = 0.0) -> None:
-        """Give `key` a turn after `delay_seconds`, or sooner when it already had an earlier one."""
+    def add(self, key: KeyType, delay_seconds: float = 0.0, *, urgent: bool = False) -> None:
+        """Give `key` a turn after `delay_seconds`, or sooner when it already had an earlier one.
+
+        One that is urgent, and may have its turn at once, goes before all that are not, however long these have waited.
+        """
         at = max(monotonic() + delay_seconds, self._rested.get(key, 0.0))
         if at >= self._due.get(key, float("inf")):
             return
         self._due[key] = at
         if key not in self._working:
-            self._push(key, at)
+            self._push(key, at, urgent=urgent and at <= monotonic())
 
     async def get(self) -> KeyType:
         """Wait for the next key whose time has come. `done` or `retry` ends its turn."""
         while True:
             wait = self._seconds_to_next()
             if wait is not None and wait <= 0:
-                _, _, key = heapq.heappop(self._heap)
+                *_, key = heapq.heappop(self._heap)
                 del self._due[key]
                 self._working.add(key)
                 self._waited(-wait)
@@ -95,15 +98,15 @@ class WorkQueue(Generic[KeyType]):
             at = self._due[key] = max(self._due[key], self._rested[key])
             self._push(key, at)
 
-    def _push(self, key: KeyType, at: float) -> None:
+    def _push(self, key: KeyType, at: float, *, urgent: bool = False) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (at, self._count, key))
+        heapq.heappush(self._heap, (not urgent, at, self._count, key))
         self._wake.set()
 
     def _seconds_to_next(self) -> float | None:
         """Seconds until the first key's time; None when none waits. Entries that were overtaken are dropped."""
         while self._heap:
-            at, _, key = self._heap[0]
+            _, at, _, key = self._heap[0]
             if self._due.get(key) == at and key not in self._working:
                 return at - monotonic()
             heapq.heappop(self._heap)

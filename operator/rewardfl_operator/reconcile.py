@@ -33,6 +33,9 @@ from .supporting import SupportingObjects
 
 Raw = dict[str, Any]
 
+FIRST_STATUS_SECONDS = 1.0
+"""When to write the first status of a job whose Kubernetes Job was just made: by then its pods are known, which saves a write."""
+
 BLOCKED_SECONDS = 2.0
 """How soon to look again, while objects of an earlier job of the same name are being removed."""
 
@@ -118,8 +121,7 @@ class Reconciler:
             await self._refuse(body, Reason.INVALID_SPEC, refusals.render(error), previous)
             return None
         try:
-            if not status.is_final(previous):
-                await self._bring_about(job, key)
+            just_made = not status.is_final(previous) and await self._bring_about(job, key)
         except (TemplateError, refusals.NameTaken) as error:
             reason = Reason.INVALID_TEMPLATE if isinstance(error, TemplateError) else Reason.INVALID_SPEC
             await self._refuse(body, reason, str(error), previous)
@@ -134,7 +136,8 @@ class Reconciler:
                 raise
             await self._report(job, key, body, previous, obstacle)
             return PAUSE_SECONDS
-        return await self._report(job, key, body, previous)
+        is_first = just_made and previous.phase is None
+        return FIRST_STATUS_SECONDS if is_first else await self._report(job, key, body, previous)
 
     def forget(self, key: Key) -> None:
         """Remember nothing more of a job that is gone."""
@@ -157,8 +160,8 @@ class Reconciler:
         self._say_once(key, f"left to {manager}, as spec.managedBy says")
         return True
 
-    async def _bring_about(self, job: RewardFLJob, key: Key) -> None:
-        """Make the objects, and keep the Kubernetes Job's changeable fields up to date."""
+    async def _bring_about(self, job: RewardFLJob, key: Key) -> bool:
+        """Make the objects, and keep the Kubernetes Job's changeable fields up to date. Return whether it was made just now."""
         live = self._live_job(key)
         if live is not None:
             refusals.require_ours(f"Job {key[1]}", live, job)
@@ -171,6 +174,8 @@ class Reconciler:
         elif wanted_job is not None and not job.spec.run_policy.suspend:
             self._require_no_pods(key)
             await self._create_job(wanted_job, job)
+            return True
+        return False
 
     async def _create_job(self, manifest: Raw, job: RewardFLJob) -> None:
         """Make the Kubernetes Job. Its name is its identity, so there can never be two.
@@ -280,9 +285,10 @@ class Reconciler:
             await self._tell(event, job)
         if new.phase != previous.phase:
             logger.info("%s/%s: %s -> %s", *key, previous.phase, new.phase)
-        written = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
+        metadata = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
         self._cluster.metrics.status_writes.inc()
-        self._store.put(written)
+        if metadata.get("generation") == body["metadata"].get("generation"):  # else the watch tells of the new spec
+            self._store.put({**body, "metadata": metadata, "status": wanted})
 
     async def _refuse(self, body: Raw, reason: Reason, message: str, previous: RewardFLJobStatus) -> None:
         """Say what is wrong with the resource. It is looked at again when it is edited."""

@@ -66,13 +66,18 @@ class Operator:
         self.process.kill()
         self.process.wait(timeout=30)
 
+    def port(self) -> int | None:
+        """Return the port of health and metrics; None before it says so."""
+        found = re.search(r"health on port (\d+)", self.text())
+        return int(found[1]) if found else None
+
     def health(self, path: str) -> int:
         """Return the status that the health port answers with; 0 when nobody answers."""
-        port = re.search(r"health on port (\d+)", self.text())
+        port = self.port()
         if port is None:
             return 0
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

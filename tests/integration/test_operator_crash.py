@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import pytest
@@ -17,7 +18,7 @@ from rewardfl_operator.cluster import READS, Cluster, Kind
 from rewardfl_operator.controller import Controller
 from rewardfl_operator.settings import OperatorSettings
 from rewardfl_operator.supporting import seal
-from tests.integration.operator_harness import Installation, manifest, until
+from tests.integration.operator_harness import Installation, Kubelet, manifest, until
 
 pytestmark = pytest.mark.slow
 
@@ -259,3 +260,22 @@ async def test_an_object_of_somebody_else_is_not_touched(installation: Installat
     assert "ServiceAccount taken-trainer exists already" in installation.condition("taken", "Accepted")["message"]
     assert installation.get("serviceaccount", "taken-trainer")["metadata"]["resourceVersion"] == before
     assert installation.find("job", "taken") is None
+
+
+async def test_reports_that_come_fast_cost_a_status_write_a_second_and_the_last_one_counts(installation: Installation) -> None:
+    installation.create(manifest("chatty", nodes=1))
+    async with operating(installation) as (cluster, _):
+        (pod,) = await asyncio.to_thread(installation.wait_for_pods, "chatty", 1)
+        kubelet = Kubelet(installation, "chatty")
+        kubelet.stage(pod)
+        kubelet.train(pod)
+        await eventually("it runs", lambda: installation.phase("chatty") == "Preparing")
+        cluster.writes.clear()
+        began = monotonic()
+
+        for step in range(1, 21):
+            await asyncio.to_thread(kubelet.report, phase="Training", step=step, totalSteps=40)
+        await eventually("the last is told", lambda: installation.status("chatty").get("step") == 20)
+
+    writes = [write for write in cluster.writes if "rewardfljobs/chatty/status" in write]
+    assert len(writes) <= monotonic() - began + 1

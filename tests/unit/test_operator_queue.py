@@ -118,3 +118,13 @@ async def test_a_forgotten_key_leaves_nothing_behind() -> None:
     queue.add("job")
 
     assert await asyncio.wait_for(queue.get(), 1) == "job"
+
+
+async def test_what_is_urgent_goes_before_what_has_waited_for_long() -> None:
+    queue: WorkQueue[str] = WorkQueue(spacing_seconds=0)
+    queue.add("old", -60)
+    queue.add("urgent", urgent=True)
+    queue.add("later", 3600, urgent=True)
+
+    assert [await queue.get(), await queue.get()] == ["urgent", "old"]
+    assert len(queue) == 1
