@@ -49,12 +49,14 @@ of the operator; a replica that stands by knows the same jobs as the one that wo
     summary: The RewardFL operator repeats more than one request a second ({{ `{{ $labels.reason }}` }}).
     description: The API server is overloaded or refuses. See its priority and fairness settings.
 - alert: RewardFLJobsFailing
+  # More than at any time 10 to 20 minutes ago. None is known from then: none had failed, if there was an operator to say so.
   expr: >-
     max by (namespace) (rewardfl_jobs{phase="Failed"})
-    - (max by (namespace) (rewardfl_jobs{phase="Failed"} offset 15m) or 0 * max by (namespace) (rewardfl_jobs{phase="Failed"})) > 0
+    - (max by (namespace) (max_over_time(rewardfl_jobs{phase="Failed"}[10m] offset 10m))
+    or 0 * max by (namespace) (rewardfl_jobs{phase="Failed"}) and on () sum(rewardfl_build_info{ {{- $operator -}} } offset 10m)) > 0
   labels: {severity: warning}
   annotations:
-    summary: {{ `'{{ $value }} RewardFLJobs have failed in {{ $labels.namespace }} within a quarter of an hour.'` }}
+    summary: {{ `'{{ $value }} RewardFLJobs have failed in {{ $labels.namespace }} within the last minutes.'` }}
     description: {{ `'kubectl -n {{ $labels.namespace }} get rewardfljobs; the condition of a job says why it failed and what to do.'` }}
 - alert: RewardFLJobsPending
   expr: max by (namespace) (rewardfl_jobs{phase="Pending"}) > 0
