@@ -52,6 +52,11 @@ class Problem:
         return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path).lstrip(".")
 
     @property
+    def shown(self) -> Any:
+        """The value as it may be shown: a text short and without credentials."""
+        return shorten(self.value) if isinstance(self.value, str) else self.value
+
+    @property
     def text(self) -> str:
         """The whole in one line."""
         shown = "" if self.value is None or isinstance(self.value, dict | list) else f"={shorten(self.value)}"

@@ -392,7 +392,7 @@ def test_submitting_and_waiting_ends_with_1_when_the_job_fails(installation: Ins
         _, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == ExitCode.FAILED
         assert errors == (
-            "rewardfl submit: failing failed: OutOfMemory: rank 1 needed more memory.; see rewardfl describe failing -n default\n"
+            "rewardfl submit: failing failed: OutOfMemory: rank 1 needed more memory; see rewardfl describe failing -n default\n"
         )
 
 
@@ -569,6 +569,10 @@ def test_logs_are_read_pod_by_pod_by_node_and_by_rank(installation: Installation
         "[node 0] rank 0", "[node 0] rank 1", "[node 1] rank 2", "[node 1] rank 3",
     ]  # fmt: skip
     assert rewardfl("logs", "logged", "--rank", "3").stdout == "2026-01-01 12:00:00,000 rank 3 INFO train: hello\n"
+    assert rewardfl("logs", "logged", "--rank", "2", "--tail", "1").stdout == "2026-01-01 12:00:00,000 rank 2 INFO train: hello\n"
+    assert (
+        rewardfl("logs", "logged", "--rank", "2", "--tail", "0").stderr == "rewardfl logs: nothing has been written by rank 2\n"
+    )
     assert rewardfl("logs", "logged", "--node", "1", "-c", "stage").stdout == "staged\n"
     assert rewardfl("logs", "logged", "--node", "1", "--tail", "1").stdout.count("\n") == 1
     assert rewardfl("logs", "logged", "--rank", "4").exit_code == ExitCode.MISSING_INPUT

@@ -1,5 +1,6 @@
 """What the commands say without a cluster, and how they read and write what a cluster answers."""
 
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from rewardfl_api.client.history import INDEX_LABEL, Pod
 from rewardfl_api.client.logs import OneRank, Selection, choose, node_of_rank
 from rewardfl_api.client.view import Job
 from rewardfl_api.errors import ExitCode
+from tests.cluster.paths import REPOSITORY
 from tests.unit.operator_objects import body, condition
 
 runner = CliRunner()
@@ -122,6 +124,12 @@ def test_help_needs_no_kubernetes_client() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.splitlines()[-1] == "0 False False"
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    text = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert [name for name in commands if not re.search(rf"`rewardfl {name}|## rewardfl [^\n]*{name}|`{name}`", text)] == ["get"]
 
 
 def job(phase: str = "Training", **status: Any) -> Job:

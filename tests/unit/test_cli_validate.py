@@ -107,6 +107,8 @@ def test_a_template_and_a_rewards_options_may_hold_anything() -> None:
 def test_credentials_in_an_endpoint_are_not_shown() -> None:
     (text,) = said(storage={"endpoint": "https://me:hunter2@s3.example.com"})
     assert "hunter2" not in text
+    body = changed(storage={"endpoint": "https://me:hunter2@s3.example.com"})
+    assert "hunter2" not in validate(json.dumps(body), "-o", "json").output
 
 
 @pytest.mark.parametrize(

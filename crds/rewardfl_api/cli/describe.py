@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
-from .text import duration, size
+from .text import duration, plural, size
 
 if TYPE_CHECKING:
     from ..client.history import Event
@@ -46,7 +46,7 @@ def lines(job: "Job", history: "list[Event] | None") -> Iterator[str]:
 
 
 def _row(title: str, text: str) -> str:
-    return f"{title + ':':<{WIDTH}}{text}" if title else f"{'':<{WIDTH}}{text}"
+    return (f"{title + ':':<{WIDTH}}{text}" if title else f"{'':<{WIDTH}}{text}").rstrip()
 
 
 def _since(job: "Job") -> str:
@@ -57,7 +57,8 @@ def _since(job: "Job") -> str:
 def _spec(job: "Job") -> Iterator[str]:
     spec = job.raw.get("spec") or {}
     processes = job.spec.processes_of_a_node if job.spec is not None else 0
-    each = f", {processes} {'GPU' if job.spec and job.spec.gpus_per_node else 'CPU'} processes each" if processes else ""
+    kind = "GPU" if job.spec is not None and job.spec.gpus_per_node else "CPU"
+    each = f", {plural(processes, f'{kind} process', f'{kind} processes')} each" if processes else ""
     yield _row("nodes", f"{job.nodes}{each}")
     yield _row("dataset", str(spec.get("dataset", "")))
     yield _row("output", str(spec.get("output", "")))
@@ -75,7 +76,7 @@ def _progress(job: "Job") -> Iterator[str]:
         left = f", {status.eta} left" if status.eta else ""
         yield _row("step", f"{status.progress} ({status.percent or 0}%){left}")
     if status.metrics is not None:
-        shown = {name: value for name, value in status.metrics.model_dump(by_alias=True).items() if value is not None}
+        shown = status.metrics.to_kubernetes()
         if shown:
             yield _row("metrics", ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     if stale is not None and stale.status == "True":
@@ -83,9 +84,8 @@ def _progress(job: "Job") -> Iterator[str]:
     if status.checkpoint is not None:
         yield _row("checkpoint", f"step {status.checkpoint.step}, {_ago(status.checkpoint.time)}: {status.checkpoint.uri}")
     if status.results is not None:
-        for name, uri in status.results.model_dump(by_alias=True).items():
-            if uri:
-                yield _row(name, uri)
+        for place, (name, uri) in enumerate(status.results.to_kubernetes().items()):
+            yield _row("" if place else "results", f"{name} {uri}")
 
 
 def _cause(job: "Job") -> Iterator[str]:

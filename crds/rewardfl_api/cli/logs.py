@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
+from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
 
 
 class Container(StrEnum):
@@ -47,5 +47,8 @@ def logs(
             raise NotFoundError(f"{name} has no node {node}", f"its nodes are 0 to {job.nodes - 1}")
         wanted = source.Selection(node, rank, container.value if container else None, previous, tail, timestamps)
         lines = source.follow(jobs, job, wanted) if follow else source.read(jobs.connection, job, wanted)
+        line = None
         for line in lines:
             typer.echo(f"[node {line.pod.node}] {line.text}" if node is None and job.nodes > 1 else line.text)
+        if line is None:
+            complain("logs", "nothing has been written" + (f" by rank {rank}" if rank is not None else ""))

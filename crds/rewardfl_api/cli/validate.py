@@ -64,7 +64,7 @@ class Report:
                 {
                     "line": self.document.line(problem.path),
                     "field": problem.field,
-                    "value": problem.value,
+                    "value": problem.shown,
                     "message": problem.message,
                     "remedy": problem.remedy,
                 }

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_COUNT = 48
 BAR_WIDTH = 50
-METRICS = ("reward", "loss", "kl", "grad_norm", "seconds_per_step", "no_face_fraction", "held_out_reward")
+METRICS = ("reward", "loss", "kl", "gradNorm", "secondsPerStep", "noFaceFraction", "heldOutReward")
+SHOWN_WHEN_ABOVE_ZERO = ("noFaceFraction",)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -45,7 +46,9 @@ def until_end(jobs: "Jobs", name: str, command: str, namespace: str | None = Non
         where = (results.lora if results is not None else None) or last.raw["spec"].get("output", "")
         typer.echo(f"{name} succeeded after {_ran(last)}: {where}")
         return ExitCode.DONE
-    complain(command, f"{name} failed: {last.reason}: {last.message}; see rewardfl describe {name} -n {last.namespace}")
+    complain(
+        command, f"{name} failed: {last.reason}: {last.message.rstrip('.')}; see rewardfl describe {name} -n {last.namespace}"
+    )
     return ExitCode.FAILED
 
 
@@ -102,8 +105,8 @@ def _staged(job: "Job") -> str:
 
 def _metrics(job: "Job") -> list[tuple[str, float]]:
     metrics = job.status.metrics
-    found = [(name, getattr(metrics, name)) for name in METRICS] if metrics is not None else []
-    return [(name, value) for name, value in found if value is not None]
+    found = metrics.to_kubernetes() if metrics is not None else {}
+    return [(name, found[name]) for name in METRICS if name in found and (found[name] or name not in SHOWN_WHEN_ABOVE_ZERO)]
 
 
 def _draw(changes: "Iterator[Job]") -> "Job":

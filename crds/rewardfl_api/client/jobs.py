@@ -204,9 +204,8 @@ class Jobs:
             return error
         with contextlib.suppress(ClientError, ApiException):
             there = [job.name for job in self.find(namespace)]
-            close = get_close_matches(name, there, n=3, cutoff=0.5)
-            if close:
-                return NotFoundError(error.message, f"did you mean {' or '.join(close)}?")
+            if close := get_close_matches(name, there, n=1, cutoff=0.5):
+                return NotFoundError(error.message, f"did you mean {close[0]}?")
             return NotFoundError(error.message, f"see rewardfl list --namespace {namespace}; it has {len(there)} jobs")
         return error
 

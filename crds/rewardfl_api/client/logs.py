@@ -8,6 +8,7 @@ import queue
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,8 @@ def read(connection: Connection, job: Job, wanted: Selection) -> Iterator[Line]:
         raise NotFoundError(f"no container of {job.name} has started yet (pods: {phases})", f"see rewardfl describe {job.name}")
     for pod, container in started:
         source = _Source(connection, job.namespace, pod, container, wanted)
-        yield from (Line(pod, container, text) for text in source.lines(follow=False))
+        kept = deque(source.lines(follow=False), wanted.tail) if wanted.rank is not None else source.lines(follow=False)
+        yield from (Line(pod, container, text) for text in kept)
 
 
 def follow(jobs: Jobs, job: Job, wanted: Selection) -> Iterator[Line]:
@@ -183,7 +185,7 @@ class _Source:
             api: Any = CoreV1Api(self._connection.api)  # the types of the stubs lack what is used here
             answer = api.read_namespaced_pod_log(
                 self.pod.name, self._namespace, container=self.container, follow=follow, timestamps=True,
-                tail_lines=self._wanted.tail if since is None else None, since_seconds=since,
+                tail_lines=self._tail(follow) if since is None else None, since_seconds=since,
                 _preload_content=False, _request_timeout=(CONNECT_SECONDS, FOLLOWED_SECONDS if follow else READ_SECONDS),
             )  # fmt: skip
         with contextlib.closing(answer):
@@ -194,6 +196,10 @@ class _Source:
                 self._seen = stamp
                 if self._rank.takes(text):
                     yield stamped if self._wanted.timestamps else text
+
+    def _tail(self, follow: bool) -> int | None:
+        """How many lines the server is asked for. Those of one rank are counted here, since others lie between them."""
+        return self._wanted.tail if follow or self._wanted.rank is None else None
 
     def _is_over(self) -> bool:
         """Whether nothing more is to come: the container has ended, or its pod is gone."""
