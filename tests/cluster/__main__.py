@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 
 from . import slots
-from .build import ensure_built
+from .build import KUEUE, ensure_built
 from .local_cluster import LocalCluster, kubectl_command
 from .machine import ensure_packages
 from .processes import Processes
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     ensure_packages(control_plane_only=options.control_plane_only)
-    ensure_built()
+    ensure_built(KUEUE)
     return 0
 
 

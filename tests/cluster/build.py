@@ -35,6 +35,8 @@ class Component:
     version: str
     packages: tuple[str, ...]
     ldflags: str = ""
+    data: tuple[str, str] | None = None
+    """A Go module, and a folder of it that lies beside the programs as `data`."""
 
     @property
     def module(self) -> Path:
@@ -47,7 +49,7 @@ class Component:
     @property
     def folder(self) -> Path:
         """Where the built programs lie; its name changes with everything that they are built from."""
-        recipe = hashlib.sha256(repr((self.packages, self.ldflags)).encode())
+        recipe = hashlib.sha256(repr((self.packages, self.ldflags, *([self.data] if self.data else []))).encode())
         for source in sorted(self.module.glob("go.*")) + sorted(self.module.glob("*.go")):
             recipe.update(source.name.encode() + source.read_bytes())
         return cache_root() / f"{self.name}-{self.version}-{recipe.hexdigest()[:12]}"
@@ -55,6 +57,11 @@ class Component:
     @property
     def is_built(self) -> bool:
         return all(os.access(self.folder / program, os.X_OK) for program in self.programs)
+
+    @property
+    def data_folder(self) -> Path:
+        """What `data` names."""
+        return self.folder / "data"
 
     def program(self, name: str) -> str:
         """The path of one of the component's programs."""
@@ -72,16 +79,24 @@ KUBERNETES = Component(
 HELM = Component("helm", "3.21.4", ("helm.sh/helm/v3/cmd/helm",), "-X helm.sh/helm/v3/internal/version.version=v3.21.4")
 COREDNS = Component("coredns", "1.13.1", (".",))
 PAUSE = Component("pause", "1", (".",))
+KUEUE = Component(
+    "kueue",
+    "0.19.2",
+    ("sigs.k8s.io/kueue/cmd/kueue",),
+    data=("sigs.k8s.io/kueue", "config/components/crd/bases"),
+)
 COMPONENTS = (PAUSE, KUBERNETES, COREDNS, HELM)
+"""What every cluster needs."""
 
 
-def ensure_built() -> None:
-    """Build every component that the cache lacks; minutes when cold, milliseconds when warm."""
-    if all(component.is_built for component in COMPONENTS):
+def ensure_built(*more: Component) -> None:
+    """Build every component, and `more`, that the cache lacks; minutes when cold, milliseconds when warm."""
+    wanted = (*COMPONENTS, *more)
+    if all(component.is_built for component in wanted):
         return
     cache_root().mkdir(parents=True, exist_ok=True)
     with _one_build_at_a_time():
-        for component in COMPONENTS:
+        for component in wanted:
             if not component.is_built:
                 _build(component)
         shutil.rmtree(golang.work_folder(), ignore_errors=True)
@@ -93,6 +108,8 @@ def _build(component: Component) -> None:
     with TemporaryDirectory(dir=cache_root(), prefix=f".building-{component.name}-") as half_done:
         tree = Path(half_done) / "programs"
         golang.build(component.module, component.packages, component.ldflags, tree)
+        if component.data is not None:
+            shutil.copytree(golang.module_folder(component.module, component.data[0]) / component.data[1], tree / "data")
         shutil.rmtree(component.folder, ignore_errors=True)
         tree.rename(component.folder)
     say(f"built {component.name} in {time.monotonic() - start:.0f} s")

@@ -101,6 +101,13 @@ def fetch(module: str, version: str, checksum: str, files: Sequence[str], target
     return target
 
 
+def module_folder(module: Path, dependency: str) -> Path:
+    """Where the sources of `dependency` of the Go module in the folder `module` lie, once it was built."""
+    with _ticking(dependency) as progress:
+        listed = _run_in(module, [str(toolchain()), "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", dependency], progress)
+    return Path(listed[0])
+
+
 @dataclass
 class _Progress:
     """What a running go command has said so far: downloads while it resolves, packages while it compiles."""

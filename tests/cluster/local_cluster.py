@@ -93,6 +93,14 @@ class LocalCluster:
         """Import a docker-archive or OCI tar into the node; returns the names of the images in it."""
         return self._require_node().import_image(archive)
 
+    def spawn(self, name: str, command: Sequence[str]) -> None:
+        """Start a program that ends with the cluster; what it says goes to `logs/NAME.log`."""
+        self._slot.processes.spawn(name, command)
+
+    def require_running(self) -> None:
+        """Raise ClusterError, with the end of its log, when one of the programs has ended."""
+        self._slot.processes.require_running()
+
     def stop(self) -> None:
         """Stop everything that was started and remove every trace of it."""
         self._slot.clear()
@@ -127,7 +135,7 @@ class LocalCluster:
         self._wait("the node registers", ["get", "node", NODE_NAME])
         self._wait("the node is ready", ["wait", "--for=condition=Ready", f"node/{NODE_NAME}", "--timeout=2s"])
         wait_until(
-            lambda: _answers(f"http://{node.addresses.node}:{DNS_READY_PORT}/ready"),
+            lambda: answers(f"http://{node.addresses.node}:{DNS_READY_PORT}/ready"),
             "CoreDNS is ready",
             timeout_seconds=_READY_SECONDS,
         )
@@ -156,7 +164,7 @@ def kubectl_command(kubeconfig: Path, arguments: Sequence[str]) -> list[str]:
     return [KUBERNETES.program("kubectl"), f"--kubeconfig={kubeconfig}", *arguments]
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=1) as answer:
             return bool(answer.status == 200)

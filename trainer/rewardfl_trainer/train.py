@@ -125,14 +125,15 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
                 run.saver.save(batch.end, bad_steps, run.evaluation.latest)
                 clock.started = time.monotonic()
             if stopping:
-                _leave(run, stop)
+                _leave(run, stop, reporter)
         if stop.agreed():  # asked to while the last checkpoint was saved
-            _leave(run, stop)
+            _leave(run, stop, reporter)
 
 
-def _leave(run: Run, stop: StopRequest) -> NoReturn:
-    """Wait for the upload, as long as there is time, and end. No rank leaves before the main one has done."""
+def _leave(run: Run, stop: StopRequest, reporter: Reporter) -> NoReturn:
+    """Wait for the upload, as long as there is time, report it, and end. No rank leaves before the main one has done."""
     run.saver.uploads.finish(stop.seconds_left())
+    reporter.update(checkpoint=run.saver.uploads.uploaded)
     distributed.barrier()
     raise Terminated
 
