@@ -14,7 +14,7 @@ class Explanation:
 
 
 EXPLANATIONS: dict[Reason, Explanation] = {
-    Reason.ACCEPTED: Explanation("The resource is valid and its objects were made."),
+    Reason.ACCEPTED: Explanation("The resource is valid."),
     Reason.INVALID_SPEC: Explanation(
         "The spec contradicts itself, or names something that this version does not have.",
         "Change the field that the message names; the job starts as soon as it is valid.",

@@ -18,7 +18,7 @@ from rewardfl_api.progress import PROGRESS_KEY
 from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
-from . import events, gang, names, refusals, resources, status, upkeep
+from . import events, gang, names, refusals, resources, situation, status, upkeep
 from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
 from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
@@ -328,7 +328,7 @@ class Reconciler:
 
     def _reading_of(self, report: Raw | None, children: Children, previous: RewardFLJobStatus) -> Reading:
         text = ((report or {}).get("data") or {}).get(PROGRESS_KEY)
-        return read(text, previous, status.writer_started(children.current.get(0)), self._clock())
+        return read(text, previous, situation.writer_started(children.current.get(0)), self._clock())
 
 
 def _children(live: Raw | None, pods: list[Raw], owner: str) -> Children:

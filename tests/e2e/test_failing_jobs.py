@@ -16,16 +16,30 @@ from tests.integration.operator_harness import until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 JOB_TIMEOUT_SECONDS = 600
+HUNGRY_RANK = """
+import os, sys, time
+held = []
+while os.environ["RANK"] == "0":
+    held.append(b"x" * (16 << 20))
+    print("holding", 16 * len(held), "MiB", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+def limited(memory: str, **trainer: Any) -> dict[str, Any]:
+    """A template with a memory limit, for a job that is not tried again."""
+    container = {"name": "trainer", "resources": {"limits": {"memory": memory}}, **trainer}
+    return {"runPolicy": {"backoffLimit": 0}, "template": {"spec": {"containers": [container]}}}
+
+
 CASES: dict[str, dict[str, Any]] = {
     "missing-bucket": {"dataset": "s3://no-such-bucket/dataset/"},
     "wrong-credentials": {"storage": {"credentialsSecretName": "wrong-credentials"}},
     "no-face": {"dataset": "s3://rewardfl/faceless/"},
     "unknown-model": {"training": {"modelName": "wan9_9"}},
     "late-secret": {"dataset": "s3://no-such-bucket/dataset/", "storage": {"credentialsSecretName": "late-credentials"}},
-    "out-of-memory": {
-        "runPolicy": {"backoffLimit": 0},
-        "template": {"spec": {"containers": [{"name": "trainer", "resources": {"limits": {"memory": "600Mi"}}}]}},
-    },
+    "out-of-memory": limited("600Mi"),
+    "hungry-rank": limited("1200Mi", args=["--no-python", "python", "-c", HUNGRY_RANK]),
 }
 EXPECTED = {
     "missing-bucket": ("BucketNotFound", "s3://no-such-bucket/dataset/"),
@@ -34,6 +48,7 @@ EXPECTED = {
     "unknown-model": ("InvalidSpec", "wan2_2"),
     "late-secret": ("BucketNotFound", "s3://no-such-bucket/dataset/"),
     "out-of-memory": ("OutOfMemory", "memory limit"),
+    "hungry-rank": ("OutOfMemory", "memory limit"),
 }
 
 
@@ -120,6 +135,13 @@ def test_the_status_has_the_place_of_the_failure_and_the_end_of_its_log(
     assert failure["reason"] in failure["logTail"].splitlines()[-1]
     assert failure["logTail"].splitlines()[-1] in stack.cluster.kubectl("logs", failure["pod"], "-c", container)
     assert "\x1b" not in failure["logTail"]
+
+
+def test_a_rank_that_the_memory_limit_has_killed_is_named_with_the_last_that_it_said(endings: dict[str, dict[str, Any]]) -> None:
+    failure = endings["hungry-rank"]["failure"]
+    assert (failure["rank"], failure["exitCode"]) == (0, 1)
+    assert "rank 0 was killed (SIGKILL): the pod needed more memory than its limit" in failure["message"]
+    assert failure["logTail"].splitlines()[-1].startswith("holding ")
 
 
 def test_what_keeps_a_node_from_starting_the_pods_is_named(stack: Stack, endings: dict[str, dict[str, Any]]) -> None:
