@@ -28,6 +28,7 @@ def training(installation: Installation, name: str, **spec: Any) -> tuple[Kubele
     """A job whose pods all train."""
     installation.create(manifest(name, **spec))
     kubelet, pods = Kubelet(installation, name), installation.wait_for_pods(name, spec.get("nodes", 2))
+    until(f"{name} is pending", lambda: installation.phase(name) == "Pending")
     for pod in pods:
         kubelet.stage(pod)
     until(f"{name} stages", lambda: installation.phase(name) == "Staging")
