@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from rewardfl_operator.cluster import Cluster
-from rewardfl_operator.leader import Leadership
+from rewardfl_operator.cluster import Cluster, NotLeading
+from rewardfl_operator.leader import Leadership, LeadershipLost
 from rewardfl_operator.settings import LeaderElectionSettings
-from tests.integration.api_proxy import ApiProxy, Fault, api_proxy
+from tests.integration.api_proxy import ApiProxy, Call, Fault, api_proxy
 from tests.integration.operator_harness import NAMESPACE, Installation, Operator, manifest, until
 
 pytestmark = pytest.mark.slow
@@ -60,6 +60,11 @@ def made_jobs(installation: Installation) -> list[str]:
     """Names of all Kubernetes Jobs that belong to a RewardFLJob."""
     answer = installation.cluster.kubectl("get", "jobs", "-A", "-l", "rewardfl.io/job-name", "-o", "json")
     return sorted(item["metadata"]["labels"]["rewardfl.io/job-name"] for item in json.loads(answer)["items"])
+
+
+def is_work(call: Call) -> bool:
+    """Whether it changes something other than the Lease."""
+    return call.is_write and "/leases" not in call.path
 
 
 def writes_to_jobs(proxy: ApiProxy, since: int) -> list[str]:
@@ -113,14 +118,38 @@ async def test_of_replicas_that_try_at_the_same_moment_one_gets_the_lease(instal
         await cluster.close()
 
 
+async def test_a_leader_that_has_not_renewed_its_lease_in_time_writes_nothing(installation: Installation) -> None:
+    times = {"lease_duration_seconds": 1, "renew_deadline_seconds": 0.5, "retry_seconds": 0.1}
+    settings = LeaderElectionSettings(lease_name="rewardfl-operator", namespace=NAMESPACE, **times)
+    election, cluster = [await Cluster.connect(installation.kubeconfig()) for _ in range(2)]
+    leader = Leadership(election, settings, "late")
+    cluster.may_write = leader.is_held
+    note = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "in-time", "namespace": "default"}}
+    await leader.acquire()
+    await cluster.create(note)
+
+    await asyncio.sleep(settings.renew_deadline_seconds)
+    with pytest.raises(NotLeading):
+        await cluster.create({**note, "metadata": {**note["metadata"], "name": "too-late"}})
+    with pytest.raises(LeadershipLost, match="was not renewed"):
+        await leader.hold()
+
+    assert installation.find("configmap", "in-time") is not None
+    assert installation.find("configmap", "too-late") is None
+    for connection in (election, cluster):
+        await connection.close()
+
+
 def test_a_leader_that_was_frozen_ends_without_a_write(installation: Installation, tmp_path: Path) -> None:
     with api_proxy(installation.kubeconfig()) as proxy:
         through_proxy = proxy.kubeconfig(installation.kubeconfig(), tmp_path / "proxy.kubeconfig")
         with replicas(installation, BRIEF, through_proxy, "") as (frozen, heir):
-            frozen.process.send_signal(signal.SIGSTOP)
-            before = len(proxy.seen)
+            with proxy.with_rule(lambda call: Fault(delay_seconds=1) if is_work(call) else None):
+                installation.create(manifest("in-between"))
+                until("it is in the middle of its work", lambda: any(is_work(call) for call in proxy.seen))
+                frozen.process.send_signal(signal.SIGSTOP)
+                before = len(proxy.seen)
             until("the other one leads", lambda: leads(heir))
-            installation.create(manifest("in-between"))
             installation.wait_for_pods("in-between", 2)
 
             frozen.process.send_signal(signal.SIGCONT)
