@@ -33,7 +33,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     with Installation.start(folder) as installation:
         yield installation
     for operator in installation.operators:
-        assert "403" not in operator.text(), "the operator was refused something that the chart's role should allow"
+        assert "403: " not in operator.text(), "the operator was refused something that the chart's role should allow"
         assert "Traceback" not in operator.text()
 
 
