@@ -53,7 +53,7 @@ demo: setup ## run the main job on a local Kubernetes (CLUSTER=current: on the c
 
 .PHONY: test
 test: setup lint cluster-build ## lint, then every test; TESTS=path narrows them
-	@exec $(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -n 2 $(TESTS)
 
 .PHONY: test-fast
 test-fast: setup ## only the tests that take seconds and need no cluster
