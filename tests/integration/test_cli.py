@@ -1,5 +1,6 @@
 """The commands against a real API server, as a user with the role `edit`. No operator runs: the tests write the status."""
 
+import base64
 import json
 import os
 import pty
@@ -13,9 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from kubernetes.config import incluster_config
 from typer.testing import CliRunner, Result
 
 from rewardfl_api.cli import app
@@ -127,6 +130,16 @@ def test_submit_creates_a_job_and_says_what_to_do_when_there_is_one(installation
         "rewardfl submit: RewardFLJob default/submitted exists already; delete it (rewardfl delete submitted), "
         "or give another name with --name\n"
     )
+
+
+def test_of_several_jobs_none_is_created_when_one_cannot_be(installation: Installation) -> None:
+    if installation.find("rewardfljob", "submitted") is None:
+        submit("submitted")
+    both = "\n---\n".join(json.dumps(manifest(name)) for name in ("first-of-two", "submitted"))
+    answer = rewardfl("submit", "-f", "-", stdin=both)
+    assert (answer.exit_code, answer.stdout) == (ExitCode.FAILED, "")
+    assert "RewardFLJob default/submitted exists already" in answer.stderr
+    assert installation.find("rewardfljob", "first-of-two") is None
 
 
 def test_submit_takes_another_name_and_can_create_it_suspended(installation: Installation) -> None:
@@ -344,6 +357,23 @@ def test_the_namespace_is_that_of_the_context(tmp_path: Path, editor: str, liste
     (tmp_path / "config").write_text(yaml.safe_dump(content), encoding="utf-8")
     answer = rewardfl("list", "-o", "name", "--kubeconfig", str(tmp_path / "config"), "--context", "there")
     assert answer.stdout.split() == ["rewardfljob.rewardfl.io/alpha", "rewardfljob.rewardfl.io/beta"]
+
+
+def test_in_a_pod_its_service_account_and_namespace_are_used(
+    tmp_path: Path, editor: str, listed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(Path(editor).read_text(encoding="utf-8"))
+    server = urlsplit(content["clusters"][0]["cluster"]["server"])
+    (tmp_path / "token").write_text(content["users"][0]["user"]["token"], encoding="utf-8")
+    (tmp_path / "ca.crt").write_bytes(base64.b64decode(content["clusters"][0]["cluster"]["certificate-authority-data"]))
+    (tmp_path / "namespace").write_text(listed, encoding="utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", str(server.hostname))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(connection, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
+    assert rewardfl("list", "-o", "name").stdout.split() == ["rewardfljob.rewardfl.io/alpha", "rewardfljob.rewardfl.io/beta"]
 
 
 def test_kubectl_runs_it_as_a_plugin(tmp_path: Path, listed: str) -> None:

@@ -10,9 +10,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from rewardfl_api.cli import app
-from rewardfl_api.errors import ExitCode
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.validation import problems_of
+from rewardfl_trainer.estimate import command
 from tests.cluster.paths import REPOSITORY
 
 runner = CliRunner()
@@ -193,6 +194,33 @@ def test_the_items_of_a_list_are_checked_each() -> None:
 def test_the_estimate_is_one_line_for_gpus_and_none_for_cpus() -> None:
     answer = runner.invoke(app, ["validate", "-f", str(REPOSITORY / "examples" / "rewardfljob-tiny.yaml")])
     assert "memory: not estimated, since it trains on CPUs" in answer.stdout
+
+
+def test_what_the_estimate_finds_is_told_in_one_line_and_a_refusal_of_the_trainer_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = json.dumps(changed(gpusPerNode=1, nodes=1))
+    fits = [
+        {"gpu_gigabytes": 24, "preset": None, "use_gradient_checkpointing_offload": None},
+        {"gpu_gigabytes": 48, "preset": "zero3", "use_gradient_checkpointing_offload": True},
+    ]
+    numbers = {"needed_bytes": 47.9e9, "peak_bytes": 45e9, "host_bytes": 0, "staged_bytes": 69.3e9, "fits": fits}
+    monkeypatch.setattr(command, "run", lambda *arguments: json.dumps(numbers))
+    answer = runner.invoke(app, ["validate", "-f", "-"], input=manifest)
+    assert answer.stdout.splitlines()[1] == (
+        "  memory: a GPU needs 47.9 GB as it is set; one of 48 GB is enough with deepspeed.preset zero3 and "
+        "useGradientCheckpointingOffload; models to stage 69.3 GB"
+    )
+
+    def refuse(*arguments: Any) -> str:
+        raise RewardFLError(
+            Reason.BAD_CONFIGURATION, "training.loraRank=9999: too high.", "Lower it.", ExitCode.BAD_CONFIGURATION
+        )
+
+    monkeypatch.setattr(command, "run", refuse)
+    answer = runner.invoke(app, ["validate", "-f", "-"], input=manifest)
+    assert answer.exit_code == ExitCode.BAD_CONFIGURATION
+    assert answer.stdout == "standard input:1: the trainer would refuse it: training.loraRank=9999: too high. Lower it.\n"
 
 
 def test_submit_refuses_a_wrong_manifest_before_it_looks_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,15 +34,17 @@ def submit(
     with cluster("submit", kubeconfig, context, namespace) as jobs:
         from ..client.errors import ExistsError
 
-        for manifest in manifests:
-            job = manifest["metadata"]["name"]
-            try:
+        try:
+            for manifest in manifests if len(manifests) > 1 else ():
+                jobs.create(manifest, dry_run=True)
+            for manifest in manifests:
                 created = jobs.create(manifest, dry_run=dry_run)
-            except ExistsError as error:
-                complain("submit", f"{error}; delete it (rewardfl delete {job}), or give another name with --name")
-                stop(ExitCode.FAILED)
-            what = "would be created" if dry_run else "created, suspended" if created.is_suspended else "created"
-            typer.echo(f"rewardfljob.rewardfl.io/{created.name} {what} in namespace {created.namespace}")
+                what = "would be created" if dry_run else "created, suspended" if created.is_suspended else "created"
+                typer.echo(f"rewardfljob.rewardfl.io/{created.name} {what} in namespace {created.namespace}")
+        except ExistsError as error:
+            job = manifest["metadata"]["name"]
+            complain("submit", f"{error}; delete it (rewardfl delete {job}), or give another name with --name")
+            stop(ExitCode.FAILED)
         if wait and not dry_run:
             raise typer.Exit(until_end(jobs, created.name, "submit", created.namespace))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ExitCode
+from ..errors import ExitCode, RewardFLError
 from .app import JOBS, Context, Kubeconfig, Namespace, app, cluster, complain, reporting, stop, trainer
 from .text import plural, size
 
@@ -187,17 +187,24 @@ def _ask_storage(report: Report) -> None:
 
 
 def _estimate(report: Report) -> None:
-    """Say how much memory a GPU needs, in one line."""
+    """Say how much memory a GPU needs, in one line; or that the trainer would refuse the job."""
+    from ..schema import Problem
+
     if report.document.body["spec"].get("gpusPerNode") == 0:
         report.notes.append("memory: not estimated, since it trains on CPUs")
         return
     if importlib.util.find_spec("torch") is None:
         report.notes.append("memory: not estimated, since rewardfl[trainer] is not installed")
         return
+    program = trainer("validate", "rewardfl_trainer.estimate.command")
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump(report.document.body, file)
         file.flush()
-        answer = json.loads(trainer("validate", "rewardfl_trainer.estimate.command").run(Path(file.name), "json", None))
+        try:
+            answer = json.loads(program.run(Path(file.name), "json", None))
+        except RewardFLError as error:
+            report.problems.append(Problem((), f"the trainer would refuse it: {error}"))
+            return
     report.estimate = {key: answer[key] for key in ("needed_bytes", "peak_bytes", "host_bytes", "staged_bytes", "fits")}
     smallest = next((fit for fit in answer["fits"] if fit["preset"] is not None), None)
     advice = "no GPU is large enough" if smallest is None else _advice(smallest)
