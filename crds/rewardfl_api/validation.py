@@ -119,9 +119,14 @@ def _of_fields(contradiction: Contradiction, spec: Raw) -> Problem:
 
 def _named(path: Path, message: str, value: Any, spec: Raw) -> Problem:
     """Take field and value from the beginning of a message, since the problem names them."""
-    said = _SNAKE_CASE.sub(lambda name: to_camel(name[0]) if to_camel(name[0]) in _field_names() else name[0], message)
+    said = resource_spelling(message)
     begin = re.match(rf"(?:[a-z]+\.)*{re.escape(str(path[-1]))}(?:=(?:'[^']*'|[^:]*))?: (?P<rest>.+)", said, re.DOTALL)
     return Problem(path, begin["rest"] if begin else said, value=None if isinstance(value, dict | list) else value)
+
+
+def resource_spelling(text: str) -> str:
+    """Return `text` with the trainer's names of fields (num_frames) as the resource spells them (numFrames)."""
+    return _SNAKE_CASE.sub(lambda name: to_camel(name[0]) if to_camel(name[0]) in _field_names() else name[0], text)
 
 
 @cache

@@ -10,10 +10,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from rewardfl_api.cli import app
-from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.cli.validate import memory_line
+from rewardfl_api.errors import ExitCode
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.validation import problems_of
-from rewardfl_trainer.estimate import command
 from tests.cluster.paths import REPOSITORY
 
 runner = CliRunner()
@@ -196,31 +196,29 @@ def test_the_estimate_is_one_line_for_gpus_and_none_for_cpus() -> None:
     assert "memory: not estimated, since it trains on CPUs" in answer.stdout
 
 
-def test_what_the_estimate_finds_is_told_in_one_line_and_a_refusal_of_the_trainer_is_a_problem(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    manifest = json.dumps(changed(gpusPerNode=1, nodes=1))
-    fits = [
-        {"gpu_gigabytes": 24, "preset": None, "use_gradient_checkpointing_offload": None},
-        {"gpu_gigabytes": 48, "preset": "zero3", "use_gradient_checkpointing_offload": True},
-    ]
-    numbers = {"needed_bytes": 47.9e9, "peak_bytes": 45e9, "host_bytes": 0, "staged_bytes": 69.3e9, "fits": fits}
-    monkeypatch.setattr(command, "run", lambda *arguments: json.dumps(numbers))
-    answer = runner.invoke(app, ["validate", "-f", "-"], input=manifest)
-    assert answer.stdout.splitlines()[1] == (
-        "  memory: a GPU needs 47.9 GB as it is set; one of 48 GB is enough with deepspeed.preset zero3 and "
+def test_an_estimate_is_told_in_one_line() -> None:
+    small = {"gpu_gigabytes": 24, "preset": None, "use_gradient_checkpointing_offload": None}
+    large = {"gpu_gigabytes": 48, "preset": "zero3", "use_gradient_checkpointing_offload": True}
+    answer = {"needed_bytes": 47.9e9, "staged_bytes": 69.3e9, "fits": [small, large]}
+    assert memory_line(answer) == (
+        "memory: a GPU needs 47.9 GB as it is set; one of 48 GB is enough with deepspeed.preset zero3 and "
         "useGradientCheckpointingOffload; models to stage 69.3 GB"
     )
+    assert "no GPU is large enough" in memory_line({**answer, "fits": [small]})
 
-    def refuse(*arguments: Any) -> str:
-        raise RewardFLError(
-            Reason.BAD_CONFIGURATION, "training.loraRank=9999: too high.", "Lower it.", ExitCode.BAD_CONFIGURATION
-        )
 
-    monkeypatch.setattr(command, "run", refuse)
-    answer = runner.invoke(app, ["validate", "-f", "-"], input=manifest)
+@pytest.mark.slow
+def test_what_the_trainer_would_refuse_is_told_and_what_cannot_be_estimated_is_no_mistake() -> None:
+    body = yaml.safe_load((REPOSITORY / "examples" / "rewardfljob-a14b.yaml").read_text(encoding="utf-8"))
+    body["spec"]["training"].update(numInferenceSteps=1, midTimestep=0, finalTimestep=0)
+    answer = runner.invoke(app, ["validate", "-f", "-"], input=json.dumps(body))
     assert answer.exit_code == ExitCode.BAD_CONFIGURATION
-    assert answer.stdout == "standard input:1: the trainer would refuse it: training.loraRank=9999: too high. Lower it.\n"
+    assert "the trainer would refuse it: training.trainableModels=dit2: no gradient reaches it" in answer.stdout
+    del body["spec"]["training"]["loraBaseModel"]
+    body["spec"]["training"].update(trainableModels="vae")
+    answer = runner.invoke(app, ["validate", "-f", "-"], input=json.dumps(body))
+    assert answer.exit_code == 0
+    assert "  memory: not estimated: " in answer.stdout
 
 
 def test_submit_refuses_a_wrong_manifest_before_it_looks_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

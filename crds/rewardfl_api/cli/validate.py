@@ -188,7 +188,8 @@ def _ask_storage(report: Report) -> None:
 
 def _estimate(report: Report) -> None:
     """Say how much memory a GPU needs, in one line; or that the trainer would refuse the job."""
-    from ..schema import Problem
+    from ..schema import Problem, shorten
+    from ..validation import resource_spelling
 
     if report.document.body["spec"].get("gpusPerNode") == 0:
         report.notes.append("memory: not estimated, since it trains on CPUs")
@@ -203,13 +204,21 @@ def _estimate(report: Report) -> None:
         try:
             answer = json.loads(program.run(Path(file.name), "json", None))
         except RewardFLError as error:
-            report.problems.append(Problem((), f"the trainer would refuse it: {error}"))
+            report.problems.append(Problem((), resource_spelling(f"the trainer would refuse it: {error}")))
+            return
+        except Exception as error:  # optional work: whatever goes wrong with it says nothing about the manifest
+            report.notes.append(f"memory: not estimated: {type(error).__name__}: {shorten(error)}")
             return
     report.estimate = {key: answer[key] for key in ("needed_bytes", "peak_bytes", "host_bytes", "staged_bytes", "fits")}
+    report.notes.append(memory_line(answer))
+
+
+def memory_line(answer: Raw) -> str:
+    """Return an estimate (the keys of docs/operations.md) in one line."""
     smallest = next((fit for fit in answer["fits"] if fit["preset"] is not None), None)
     advice = "no GPU is large enough" if smallest is None else _advice(smallest)
-    staged = size(answer["staged_bytes"])
-    report.notes.append(f"memory: a GPU needs {size(answer['needed_bytes'])} as it is set; {advice}; models to stage {staged}")
+    needed, staged = size(answer["needed_bytes"]), size(answer["staged_bytes"])
+    return f"memory: a GPU needs {needed} as it is set; {advice}; models to stage {staged}"
 
 
 def _advice(fit: Raw) -> str:
