@@ -22,8 +22,8 @@ from typing import Any
 
 from rewardfl_api import __version__
 from rewardfl_operator.cluster import CONFIG_MAPS, JOBS, PODS, REWARDFLJOBS, SUPPORTING, Kind
-from rewardfl_operator.names import CHILD_SELECTOR
-from tests.benchmarks.operator_load import NAMESPACE, Arrivals, Load, job, until
+from rewardfl_operator.names import CHILD_SELECTOR, JOB_LABEL
+from tests.benchmarks.operator_load import NAMESPACES, Arrivals, Load, job, until
 from tests.benchmarks.operator_meter import Meter
 from tests.benchmarks.operator_report import page
 from tests.cluster.build import KUBERNETES
@@ -63,6 +63,8 @@ class Bench:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             installation = stack.enter_context(Installation.start(folder))
+            for name in NAMESPACES:
+                installation.cluster.kubectl("create", "namespace", name)
             load = await Load.connect(str(installation.cluster.kubeconfig))
             stack.push_async_callback(load.close)
             yield cls(installation, load, jobs, running)
@@ -75,7 +77,7 @@ class Bench:
         """Create all jobs by one kubectl, and wait for all objects and pods. The Job is the last object of each."""
         say(f"{self.jobs} jobs by kubectl")
         file = self.installation.folder / "jobs.json"
-        items = [job(f"job-{number:04}") for number in range(self.jobs)]
+        items = [job("job", number) for number in range(self.jobs)]
         file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}), encoding="utf-8")
         async with Arrivals(self.load, JOBS).watching() as made, Arrivals(self.load, PODS).watching() as pods:
             meter.start()
@@ -131,15 +133,15 @@ class Bench:
         say(f"{LATENCY_JOBS} jobs, {1 / LATENCY_SPACING_SECONDS:.0f} a second")
         sent: dict[str, float] = {}
 
-        async def send(name: str) -> None:
-            sent[name] = monotonic()
-            await self.load.create(job(name))
+        async def send(body: dict[str, Any]) -> None:
+            sent[body["metadata"]["name"]] = monotonic()
+            await self.load.create(body)
 
         async with Arrivals(self.load, JOBS).watching() as seen, asyncio.TaskGroup() as tasks:
             began = monotonic()
             for number in range(LATENCY_JOBS):
                 await asyncio.sleep(began + number * LATENCY_SPACING_SECONDS - monotonic())
-                tasks.create_task(send(f"paced-{number:04}"))
+                tasks.create_task(send(job("paced", number)))
             await until("a Job for each", lambda: sent.keys() <= seen.first.keys())
         seconds = sorted(seen.first[name] - sent[name] for name in sent)
         return {
@@ -151,16 +153,14 @@ class Bench:
     async def progress(self, meter: Meter) -> Numbers:
         """Let jobs report at a steady pace, and measure how old what their statuses say gets."""
         say(f"{self.running} jobs report every {REPORT_SECONDS:.0f} s")
-        names = [f"job-{number:04}" for number in range(self.running)]
-        pods = {
-            pod["metadata"]["labels"]["batch.kubernetes.io/job-name"]: pod for pod in await self.load.list_all(PODS, NAMESPACE)
-        }
-        await self.load.run_pods([pods[name] for name in names])
+        jobs = [job("job", number)["metadata"] for number in range(self.running)]
+        pods = {pod["metadata"]["labels"][JOB_LABEL]: pod for pod in await self.load.list_all(PODS, None, CHILD_SELECTOR)}
+        await self.load.run_pods([pods[each["name"]] for each in jobs])
         await self._rest(meter)
         ages = Ages()
         async with Arrivals(self.load, REWARDFLJOBS, selector="", each=ages.take).watching(), asyncio.TaskGroup() as tasks:
-            reporting = tasks.create_task(self._report(names))
-            await until("every status tells of a report", lambda: ages.known() >= len(names))
+            reporting = tasks.create_task(self._report([(each["namespace"], each["name"]) for each in jobs]))
+            await until("every status tells of a report", lambda: ages.known() >= len(jobs))
             await asyncio.sleep(WARM_SECONDS)
             ages.start()
             meter.start()
@@ -176,14 +176,14 @@ class Bench:
             "status_writes_a_second": writes / WATCHED_SECONDS,
         }
 
-    async def _report(self, names: list[str]) -> None:
+    async def _report(self, jobs: list[tuple[str, str]]) -> None:
         """Report for each in turn, so that reports come evenly."""
         began, count = monotonic(), 0
         async with asyncio.TaskGroup() as tasks:
             while True:
-                await asyncio.sleep(began + count * REPORT_SECONDS / len(names) - monotonic())
-                step = 1 + count // len(names)
-                tasks.create_task(self.load.report(names[count % len(names)], step, TOTAL_STEPS))
+                await asyncio.sleep(began + count * REPORT_SECONDS / len(jobs) - monotonic())
+                step = 1 + count // len(jobs)
+                tasks.create_task(self.load.report(*jobs[count % len(jobs)], step, TOTAL_STEPS))
                 count += 1
 
     async def _rest(self, meter: Meter) -> None:
@@ -200,7 +200,7 @@ class Bench:
         found: dict[tuple[Kind, str], str] = {}
         for kind in (REWARDFLJOBS, *CHILD_KINDS):
             selector = "" if kind is REWARDFLJOBS else CHILD_SELECTOR
-            async for listed in self.load.list_pages(kind, NAMESPACE, selector, metadata_only=True):
+            async for listed in self.load.list_pages(kind, None, selector, metadata_only=True):
                 found |= {(kind, item["metadata"]["name"]): item["metadata"]["resourceVersion"] for item in listed["items"] or []}
         return found
 
@@ -283,6 +283,7 @@ def main() -> None:
     constants = {
         "objects": options.jobs * (1 + len(CHILD_KINDS)),
         "idle_seconds": IDLE_SECONDS,
+        "namespaces": len(NAMESPACES),
         "pace": 1 / LATENCY_SPACING_SECONDS,
         "report_seconds": REPORT_SECONDS,
     }

@@ -18,15 +18,15 @@ from tests.integration.operator_harness import NODE, manifest
 
 Raw = dict[str, Any]
 
-NAMESPACE = "default"
+NAMESPACES = tuple(f"team-{number}" for number in range(10))
 CONCURRENT_REQUESTS = 16
 WATCH_SILENCE_SECONDS = 120.0
 
 
-def job(name: str) -> Raw:
-    """A RewardFLJob with one pod."""
-    body = manifest(name, nodes=1)
-    body["metadata"]["namespace"] = NAMESPACE
+def job(prefix: str, number: int) -> Raw:
+    """The RewardFLJob of that number, with one pod. Neighbours are in different namespaces."""
+    body = manifest(f"{prefix}-{number:04}", nodes=1)
+    body["metadata"]["namespace"] = NAMESPACES[number % len(NAMESPACES)]
     return body
 
 
@@ -39,22 +39,22 @@ class Load(Cluster):
 
         async def run_one(pod: Raw) -> None:
             async with free:
-                await self._run_pod(pod["metadata"]["name"])
+                await self._run_pod(pod["metadata"]["namespace"], pod["metadata"]["name"])
 
         await asyncio.gather(*map(run_one, pods))
 
-    async def report(self, name: str, step: int, total: int) -> None:
+    async def report(self, namespace: str, name: str, step: int, total: int) -> None:
         """Report progress, as rank 0 of the job does."""
         metrics = {"reward": 0.6, "loss": 0.1, "kl": 0.01, "gradNorm": 1.0, "secondsPerStep": 5.0}
         document = {"phase": "Training", "time": now(), "step": step, "totalSteps": total, "metrics": metrics}
         body = {"data": {PROGRESS_KEY: json.dumps(document)}}
-        path = CONFIG_MAPS.path(NAMESPACE, f"{name}-progress")
+        path = CONFIG_MAPS.path(namespace, f"{name}-progress")
         await self._json(self._request("patch", CONFIG_MAPS, path, body, headers=MERGE_PATCH))
 
-    async def _run_pod(self, name: str) -> None:
+    async def _run_pod(self, namespace: str, name: str) -> None:
         target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
-        await self._json(self._request("create", PODS, PODS.path(NAMESPACE, name, "binding"), binding))
+        await self._json(self._request("create", PODS, PODS.path(namespace, name, "binding"), binding))
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         ended = {"exitCode": 0, "reason": "Completed", "startedAt": time, "finishedAt": time}
         status = {
@@ -63,7 +63,7 @@ class Load(Cluster):
             "initContainerStatuses": [_container("stage", {"terminated": ended})],
             "containerStatuses": [_container("trainer", {"running": {"startedAt": time}})],
         }
-        path = PODS.path(NAMESPACE, name, "status")
+        path = PODS.path(namespace, name, "status")
         await self._json(self._request("patch", PODS, path, {"status": status}, headers=MERGE_PATCH))
 
 
@@ -78,7 +78,7 @@ class Arrivals:
     async def watching(self) -> AsyncIterator["Arrivals"]:
         """Watch within the block; what is there before counts as nothing."""
         version = ""
-        async for page in self._load.list_pages(self._kind, NAMESPACE, self._selector, metadata_only=True):
+        async for page in self._load.list_pages(self._kind, None, self._selector, metadata_only=True):
             version = page["metadata"]["resourceVersion"]
         task = asyncio.create_task(self._follow(version))
         try:
@@ -93,7 +93,7 @@ class Arrivals:
         while True:
             with suppress(TimeoutError):
                 watch = self._load.watch(
-                    self._kind, NAMESPACE, self._selector, version, WATCH_SILENCE_SECONDS, metadata_only=not whole
+                    self._kind, None, self._selector, version, WATCH_SILENCE_SECONDS, metadata_only=not whole
                 )
                 async for event in watch:
                     if "object" not in event:

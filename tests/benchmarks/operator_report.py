@@ -6,8 +6,8 @@ from typing import Any
 PAGE = """# The operator with {jobs} jobs, measured
 
 Made by `make bench-operator` on {date} ({cores} cores for everything; {versions}). etcd, API server, Job controller and
-scheduler are real; kubelets and trainers are played by the load. Each job has one pod. The operator runs with the chart's
-settings and rights, and all share the machine.
+scheduler are real; kubelets and trainers are played by the load. Each job has one pod; they lie in {namespaces} namespaces. The
+operator runs with the chart's settings and rights, and all share the machine.
 
 | what | measured | wanted |
 |---|---|---|
@@ -30,7 +30,12 @@ settings and rights, and all share the machine.
 
 Children and latencies are times of arrival at a watch, by one clock. Writes are what the operator has counted itself or what
 versions of objects have changed, whichever is more; renewing the Lease of the leader is not counted. The controller manager's
-client has 200 requests a second in place of the default 20, or all pods would wait for it.
+client has 200 requests a second in place of the default 20, or all pods would wait for it, and Go's collector runs seldom
+(GOGC=400). For each Role that is made the API server looks at all RoleBindings of its namespace (it lets nobody give away rights
+that they lack), so a thousand jobs in one namespace take it longer than in several.
+
+Beside it, measured earlier by hand on a machine of the same kind and not in this run: PyTorchJob's controller (training-operator
+v1.8.1, defaults, one master and one worker) took about 100 s for 500 jobs with 1,000 pods, 5 jobs a second, with 92 MB.
 """
 
 
