@@ -207,7 +207,8 @@ class Life:
 
         def suspended(name: str) -> bool:
             kubelet.remove_deleted()
-            return self._in.phase(name) == "Suspended" and not self._in.running_pods(name)
+            gone = "Pod" not in {child["kind"] for child in self._in.children(name)}
+            return self._in.phase(name) == "Suspended" and gone
 
         self._until("edited", "suspended", suspended)
         self._in.patch("rewardfljob", name, {"spec": {"nodes": 1, "training": {"learningRate": 1e-3}}})
