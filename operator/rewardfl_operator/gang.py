@@ -68,8 +68,11 @@ def _took_part(pod: Pod, lost: datetime) -> bool:
 
 
 def _was_left_behind(pod: Pod, children: Children, report: Progress | None) -> bool:
-    """Whether `pod` has trained with a member that is gone without a trace, and was replaced: while the operator was down."""
+    """Whether `pod` has trained with a member that is gone without a trace, and was replaced: while the operator was down.
+
+    A report of training that is newer than the replacement is one of the gang that it belongs to.
+    """
     started = pod.trainer.started
-    if started is None or pod.is_disrupted or report is None or report.phase == "Staging" or report.time <= started:
+    if started is None or pod.is_disrupted or report is None or report.phase == "Staging":
         return False
-    return any(other.created > started for other in children.current.values())
+    return any(started < report.time < other.created for other in children.current.values())

@@ -84,3 +84,5 @@ def test_a_pod_that_waits_for_a_late_peer_is_left_alone() -> None:
     assert evictions(children(training_pod(0, 10), late)) == ()
     assert evictions(children(training_pod(0, 10), late), report(50, "Staging")) == ()
     assert evictions(children(training_pod(0, 105, created=90), late), report(50)) == (), "a report of the attempt before"
+    joined = training_pod(1, 110, created=100)
+    assert evictions(children(training_pod(0, 10), joined), report(120, "Preparing")) == (), "they have met"
