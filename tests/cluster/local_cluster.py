@@ -80,6 +80,11 @@ class LocalCluster:
         """Run kubectl as the cluster's administrator and return what it printed; ClusterError when it fails."""
         return run(kubectl_command(self.kubeconfig, arguments), stdin=stdin, timeout_seconds=timeout_seconds)
 
+    def wait_for_definition(self, name: str) -> None:
+        """Wait until a CustomResourceDefinition is served. `kubectl wait` for a condition fails where there is none yet."""
+        for wanted in ("jsonpath={.status.conditions}", "condition=Established"):
+            self.kubectl("wait", f"--for={wanted}", f"crd/{name}", "--timeout=30s")
+
     def helm(self, *arguments: str, timeout_seconds: float = 180) -> str:
         """Run helm as the cluster's administrator and return what it printed; ClusterError when it fails."""
         return run([HELM.program("helm"), f"--kubeconfig={self.kubeconfig}", *arguments], timeout_seconds=timeout_seconds)

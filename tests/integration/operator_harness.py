@@ -114,7 +114,7 @@ class Installation:
         self.cluster.helm(
             "upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace", "--values", str(file)
         )
-        self.cluster.kubectl("wait", "--for=condition=Established", "crd/rewardfljobs.rewardfl.io", "--timeout=60s")
+        self.cluster.wait_for_definition("rewardfljobs.rewardfl.io")
 
     @contextmanager
     def operator(self, kubeconfig: str = "", **settings: Any) -> Iterator[Operator]:

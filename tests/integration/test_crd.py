@@ -80,7 +80,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster.start(control_plane_only=True) as running:
         running.kubectl("apply", "-f", str(CRD))
-        running.kubectl("wait", "--for=condition=Established", "crd/rewardfljobs.rewardfl.io", "--timeout=30s")
+        running.wait_for_definition("rewardfljobs.rewardfl.io")
         yield running
 
 

@@ -44,7 +44,7 @@ Edit = Callable[..., None]
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster.start(control_plane_only=True) as running:
         running.kubectl("apply", "-f", str(CRD))
-        running.kubectl("wait", "--for=condition=Established", "crd/rewardfljobs.rewardfl.io", "--timeout=30s")
+        running.wait_for_definition("rewardfljobs.rewardfl.io")
         for name, status in STATUSES.items():
             manifest = copy.deepcopy(BASE)
             manifest["metadata"]["name"] = name
