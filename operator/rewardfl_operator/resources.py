@@ -76,10 +76,7 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
         "completionMode": "Indexed",
         "completions": spec.nodes,
         "parallelism": spec.nodes,
-        # A gang fails as a whole, so each index may fail as often as the gang may: counted over all pods, a job of
-        # eight nodes would use up eight retries at once.
-        "backoffLimitPerIndex": policy.backoff_limit,
-        "maxFailedIndexes": 0,
+        **_retries(job),
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
         "suspend": policy.suspend or is_queued,  # Kueue lets it go on
@@ -88,6 +85,17 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
     if policy.active_deadline_seconds is not None:
         manifest["spec"]["activeDeadlineSeconds"] = policy.active_deadline_seconds
     return manifest
+
+
+def _retries(job: RewardFLJob) -> Manifest:
+    """How often the Job controller tries again.
+
+    A gang fails as a whole, so each index may fail as often as the gang may: counted over all pods, a job of eight nodes would use
+    up eight retries at once. With one pod both counts are the same; the plain one also lets go of its pods when their namespace ends
+    and no operator is there to help (docs/decisions/0108-namespaces-that-end.md).
+    """
+    limit = job.spec.run_policy.backoff_limit
+    return {"backoffLimit": limit} if job.spec.nodes == 1 else {"backoffLimitPerIndex": limit, "maxFailedIndexes": 0}
 
 
 def shape(job: RewardFLJob) -> str:

@@ -61,7 +61,7 @@ def run_in_namespace(installation: Installation, namespace: str, pods: int) -> N
     """Run a job in a namespace of its own."""
     installation.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     # The namespace controller looks again after half of the longest grace period that it has seen.
-    job = manifest("resident", template={"spec": {"terminationGracePeriodSeconds": 10}})
+    job = manifest("resident", nodes=pods, template={"spec": {"terminationGracePeriodSeconds": 10}})
     installation.create({**job, "metadata": {**job["metadata"], "namespace": namespace}})
     listing = "get", "pods", "--namespace", namespace, "-o", "name"
     until("its pods", lambda: len(installation.cluster.kubectl(*listing).split()) == pods)
@@ -157,9 +157,12 @@ def test_a_namespace_is_deleted_with_the_jobs_that_run_in_it(installation: Insta
 
 def test_without_the_operator_nothing_of_a_job_or_of_its_namespace_hangs(installation: Installation, operator: Operator) -> None:
     run_in_namespace(installation, "abandoned", pods=2)
+    run_in_namespace(installation, "abandoned-alone", pods=1)
     assert "finalizers" not in installation.get("rewardfljob", "resident", "abandoned")["metadata"]
     operator.kill()
     installation.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
 
+    delete_namespace(installation, "abandoned-alone")
+    # Pods of a gang wait for their successors, as the Job controller wants it: its jobs go first.
     installation.cluster.kubectl("delete", "rewardfljobs", "--all", "--namespace", "abandoned", "--wait=false")
     delete_namespace(installation, "abandoned")

@@ -99,6 +99,13 @@ def test_the_indexed_job_runs_one_pod_a_node_and_fails_as_a_gang() -> None:
     assert spec["suspend"] is False
 
 
+def test_retries_of_a_single_pod_are_counted_plainly() -> None:
+    spec = by_kind(nodes=1, runPolicy={"backoffLimit": 5})["Job/face"]["spec"]
+
+    assert spec["backoffLimit"] == 5
+    assert "backoffLimitPerIndex" not in spec
+
+
 def test_final_exit_codes_end_the_job_and_disruptions_are_not_counted() -> None:
     rules = by_kind()["Job/face"]["spec"]["podFailurePolicy"]["rules"]
 
