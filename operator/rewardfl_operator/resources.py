@@ -90,9 +90,9 @@ def indexed_job(job: RewardFLJob, settings: OperatorSettings) -> Manifest:
 def _retries(job: RewardFLJob) -> Manifest:
     """How often the Job controller tries again.
 
-    A gang fails as a whole, so each index may fail as often as the gang may: counted over all pods, a job of eight nodes would use
-    up eight retries at once. With one pod both counts are the same; the plain one also lets go of its pods when their namespace ends
-    and no operator is there to help (docs/decisions/0108-namespaces-that-end.md).
+    A gang fails as a whole, so each index may fail as often as the gang may: counted over all pods, a job of eight nodes would
+    use up eight retries at once. With one pod both counts are the same; the plain one also lets go of its pods when their
+    namespace ends and no operator is there to help (docs/decisions/0108-namespaces-that-end.md).
     """
     limit = job.spec.run_policy.backoff_limit
     return {"backoffLimit": limit} if job.spec.nodes == 1 else {"backoffLimitPerIndex": limit, "maxFailedIndexes": 0}
