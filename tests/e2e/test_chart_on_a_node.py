@@ -1,7 +1,5 @@
 """The chart as it runs on a real node: `helm test`, metrics through the Service, two replicas."""
 
-from contextlib import suppress
-
 import pytest
 
 from tests.cluster import ClusterError
@@ -31,18 +29,17 @@ def test_prometheus_reads_the_metrics_through_the_service(stack: Stack) -> None:
         stack.cluster.kubectl("get", "--raw", f"{SERVICE}/anything-else")
 
 
-def leaders(stack: Stack) -> list[str]:
-    """The operator's pods that say that they lead."""
-    selector = "app.kubernetes.io/component=operator"
-    names = stack.cluster.kubectl("get", "pods", "-n", OPERATOR_NAMESPACE, "-l", selector, "-o", "name").split()
-    paths = {
-        name: f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name.removeprefix('pod/')}:8080/proxy/metrics" for name in names
-    }
-    found = []
-    for name, path in paths.items():
-        with suppress(ClusterError):  # it is about to come, or to go
-            found += [name] if "rewardfl_leader 1.0" in stack.cluster.kubectl("get", "--raw", path) else []
-    return found
+def holder(stack: Stack) -> str:
+    """The operator's pod that holds the Lease; empty when none does."""
+    lease = ["get", "lease", "rewardfl-operator", "-n", OPERATOR_NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"]
+    identity = stack.cluster.kubectl(*lease)
+    return next((pod for pod in pods(stack) if identity.startswith(pod)), "")
+
+
+def pods(stack: Stack) -> list[str]:
+    """The operator's pods."""
+    only = ["-l", "app.kubernetes.io/component=operator", "-o", "jsonpath={.items[*].metadata.name}"]
+    return stack.cluster.kubectl("get", "pods", "-n", OPERATOR_NAMESPACE, *only).split()
 
 
 def upgrade(stack: Stack, replicas: int) -> None:
@@ -54,14 +51,14 @@ def upgrade(stack: Stack, replicas: int) -> None:
 def test_of_two_replicas_one_leads_and_the_other_takes_over_and_one_is_enough_again(stack: Stack) -> None:
     upgrade(stack, replicas=2)
     try:
-        wait_until(lambda: len(leaders(stack)) == 1, "one of two leads", timeout_seconds=60)
-        (first,) = leaders(stack)
-        budget = "get", "pdb", "-n", OPERATOR_NAMESPACE, "-o", "jsonpath={.items[*].status.disruptionsAllowed}"
-        wait_until(lambda: stack.cluster.kubectl(*budget) == "1", "one replica may be taken away", timeout_seconds=60)
+        wait_until(lambda: len(pods(stack)) == 2 and holder(stack) != "", "one of two leads", timeout_seconds=60)
+        first = holder(stack)
+        allowed = ["get", "pdb", "-n", OPERATOR_NAMESPACE, "-o", "jsonpath={.items[*].status.disruptionsAllowed}"]
+        wait_until(lambda: stack.cluster.kubectl(*allowed) == "1", "the budget counts both", timeout_seconds=60)
 
-        stack.cluster.kubectl("delete", first, "-n", OPERATOR_NAMESPACE, "--wait=false")
+        stack.cluster.kubectl("delete", "pod", first, "-n", OPERATOR_NAMESPACE, "--wait=false")
 
-        wait_until(lambda: (now := leaders(stack)) != [first] and len(now) == 1, "another leads", timeout_seconds=30)
+        wait_until(lambda: holder(stack) not in ("", first), "another leads", timeout_seconds=30)
     finally:
         upgrade(stack, replicas=1)
-    wait_until(lambda: len(leaders(stack)) == 1, "the only one leads", timeout_seconds=60)
+    wait_until(lambda: len(pods(stack)) == 1 and holder(stack) != "", "the only one leads", timeout_seconds=60)
