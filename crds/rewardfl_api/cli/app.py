@@ -1,11 +1,10 @@
 """What all commands share: the application, the options that name a cluster, and how errors are told.
 
 Every error is one line on standard error and one of the exit codes of the trainer image (`errors.ExitCode`); a mistake in the
-arguments is 64, Ctrl-C 130.
+arguments is 64, Ctrl-C 130 (which is typer's own doing).
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from ..client.jobs import Jobs
 
 UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment] # it has no public name of its own
-INTERRUPTED = 130
 PLUGIN = "kubectl-rewardfl"
 JOBS, FILES = "RewardFLJobs in a cluster", "Files and models"
 
@@ -52,8 +50,8 @@ class OneLineUsage(TyperGroup):
             code = super().main(args, *arguments, **{**keywords, "standalone_mode": False})
         except UsageError as error:
             sys.exit(_wrong_usage(error, sys.argv[1:] if args is None else args))
-        except typer.Abort as error:
-            sys.exit(INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else int(ExitCode.FAILED))
+        except typer.Abort:
+            sys.exit(int(ExitCode.FAILED))
         sys.exit(code if isinstance(code, int) else int(ExitCode.DONE))
 
 
@@ -86,9 +84,7 @@ def reporting(command: str) -> Iterator[None]:
         complain(command, str(error))
         raise typer.Exit(int(error.exit_code)) from error
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does. Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(int(ExitCode.FAILED)) from None
+        raise  # the reader of our output has gone, as `head` does; typer ends the program without a word
     except OSError as error:
         complain(command, str(error))
         raise typer.Exit(int(ExitCode.IO_ERROR)) from error
