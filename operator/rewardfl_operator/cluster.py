@@ -6,6 +6,7 @@ nothing that the operator's role does not name. Every request is counted.
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -36,7 +37,7 @@ GONE, NOT_FOUND, CONFLICT, ERRORS, FORBIDDEN = 410, 404, 409, 400, 403
 OPENED = "OPENED"
 JSON = "application/json"
 PLAIN = {"Accept": JSON, "Content-Type": JSON}
-APPLY_PATCH = {**PLAIN, "Content-Type": "application/apply-patch+yaml"}
+APPLY_PATCH = {**PLAIN, "Content-Type": "application/apply-patch+yaml; charset=utf-8"}
 MERGE_PATCH = {**PLAIN, "Content-Type": "application/merge-patch+json"}
 METHODS = {
     "get": "GET",
@@ -53,6 +54,10 @@ HEADERS = {"User-Agent": f"{FIELD_MANAGER}/{__version__}"}
 METADATA_OF_ALL = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 METADATA_OF_ONE = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 READS = ("get", "list", "watch")
+SURROGATES = (0xD800, 0xDFFF)
+UNFIT_FOR_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+"""Characters that JSON takes as they are, and YAML refuses or reads as the end of a line."""
+
 STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 DRY_RUN = (("dryRun", "All"),)
 
@@ -279,7 +284,7 @@ class Cluster:
         verb: str,
         kind: Kind,
         path: str,
-        body: Raw | None = None,
+        body: Raw | str | None = None,
         *,
         query: Query = (),
         headers: Mapping[str, str] = PLAIN,
@@ -315,7 +320,7 @@ class Cluster:
 
     async def _apply(self, kind: Kind, path: str, body: Raw, headers: Mapping[str, str] = APPLY_PATCH) -> Raw:
         query = (*STRICT, ("force", "true"))
-        return await self._json(self._request("apply", kind, path, body, query=query, headers=headers))
+        return await self._json(self._request("apply", kind, path, as_yaml(body), query=query, headers=headers))
 
     async def _forget_missing(self, request: Awaitable[aiohttp.ClientResponse]) -> None:
         try:
@@ -326,6 +331,16 @@ class Cluster:
 
     async def _json(self, request: Awaitable[aiohttp.ClientResponse]) -> Raw:
         return _parsed(await (await request).read())
+
+
+def as_yaml(body: Raw) -> str:
+    """Return `body` as JSON that is YAML too: an apply is read as YAML, which has no escapes for halves of a character."""
+
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return "\\ufffd" if SURROGATES[0] <= code <= SURROGATES[1] else f"\\u{code:04x}"
+
+    return UNFIT_FOR_YAML.sub(escape, json.dumps(body, ensure_ascii=False))
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError:

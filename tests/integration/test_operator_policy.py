@@ -202,6 +202,17 @@ def test_pods_that_have_ended_are_kept_unless_the_policy_says_all(
     assert installation.get("job", name)["status"]["succeeded"] == 1
 
 
+def test_whatever_a_trainer_writes_reaches_the_status(installation: Installation, operator: Operator) -> None:
+    """gloo ends one of its errors with a beach umbrella, and an apply is read as YAML."""
+    text = "GLHF! \U0001f3d6\ufe0f \u4e2d\u6587"
+    kubelet, _ = training(installation, "babel", count=1)
+
+    kubelet.report(phase="Training", step=1, total_steps=40, message=text)
+
+    until("training", lambda: installation.phase("babel") == "Training")
+    assert installation.condition("babel", "Running")["message"] == text
+
+
 def test_a_job_of_another_controller_is_left_alone(installation: Installation, operator: Operator) -> None:
     installation.create(manifest("foreign", managedBy="kueue.x-k8s.io/multikueue"))
     until("it says so", lambda: "left to kueue.x-k8s.io/multikueue" in operator.text())
