@@ -142,7 +142,7 @@ class Bench:
             for number in range(LATENCY_JOBS):
                 await asyncio.sleep(began + number * LATENCY_SPACING_SECONDS - monotonic())
                 tasks.create_task(send(job("paced", number)))
-            await until("a Job for each", lambda: sent.keys() <= seen.first.keys())
+            await until("a Job for each", lambda: len(sent) == LATENCY_JOBS and sent.keys() <= seen.first.keys())
         seconds = sorted(seen.first[name] - sent[name] for name in sent)
         return {
             "apply_to_child_p50_seconds": statistics.median(seconds),
