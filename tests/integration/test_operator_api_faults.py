@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,15 +42,6 @@ FAULTS = {
 }
 MOST_REQUESTS = 100
 """Of one job, with all its faults: it needs about 20 without any."""
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    folder: Path = tmp_path_factory.mktemp("installation")
-    with Installation.start(folder) as installation:
-        yield installation
-    for operator in installation.operators:
-        assert "Traceback" not in operator.text()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,6 @@ MOST_MEGABYTES = 150.0
 
 STOP_SECONDS = 10.0
 ALL_CHILDREN = "jobs,configmaps,services,serviceaccounts,roles,rolebindings,networkpolicies,pods"
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    folder: Path = tmp_path_factory.mktemp("installation")
-    with Installation.start(folder) as installation:
-        yield installation
-    for operator in installation.operators:
-        assert "Traceback" not in operator.text()
-
-
-@pytest.fixture(scope="module")
-def operator(installation: Installation) -> Iterator[Operator]:
-    with installation.operator() as operator:
-        yield operator
 
 
 def staging(installation: Installation, job: str, **spec: Any) -> tuple[Kubelet, list[dict[str, Any]]]:

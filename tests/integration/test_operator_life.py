@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +11,7 @@ from rewardfl_operator.reading import NODE_CLOCK_TOLERANCE
 from tests.cluster import ClusterError
 from tests.integration.operator_harness import Installation, Kubelet, Operator, index_of, manifest, until
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    folder: Path = tmp_path_factory.mktemp("installation")
-    with Installation.start(folder) as installation:
-        yield installation
-    for operator in installation.operators:
-        assert "403: " not in operator.text(), "the operator was refused something that the chart's role should allow"
-        assert "Traceback" not in operator.text()
-
-
-@pytest.fixture(scope="module")
-def operator(installation: Installation) -> Iterator[Operator]:
-    with installation.operator() as operator:
-        yield operator
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_refused")]
 
 
 def names(children: list[dict[str, Any]], job: str) -> list[str]:

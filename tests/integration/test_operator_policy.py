@@ -2,34 +2,16 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.operator_harness import Installation, Kubelet, Operator, manifest, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_refused")]
 
 Raw = dict[str, Any]
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    folder: Path = tmp_path_factory.mktemp("installation")
-    with Installation.start(folder) as installation:
-        yield installation
-    for operator in installation.operators:
-        assert "403:" not in operator.text(), "the operator was refused something that the chart's role should allow"
-        assert "Traceback" not in operator.text()
-
-
-@pytest.fixture(scope="module")
-def operator(installation: Installation) -> Iterator[Operator]:
-    with installation.operator() as operator:
-        yield operator
 
 
 def training(installation: Installation, job: str, count: int = 2, **spec: Any) -> tuple[Kubelet, list[Raw]]:
