@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rewardfl_api.job import RewardFLJob
+from rewardfl_api.progress import Progress
+from rewardfl_api.status import Condition, RewardFLJobStatus
 from rewardfl_operator.observed import Children, JobSeen, Pod
 
 START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -117,3 +119,11 @@ def training_pod(index: int, since: float, created: float = 0) -> dict[str, Any]
 
 def children(*pods: dict[str, Any], live: dict[str, Any] | None = None) -> Children:
     return Children(JobSeen.parse(live or kubernetes_job(active=len(pods))), tuple(map(Pod.parse, pods)))
+
+
+def progress(seconds: float, **fields: Any) -> Progress:
+    return Progress.model_validate({"phase": "Training", "time": START + timedelta(seconds=seconds), **fields})
+
+
+def find(found: RewardFLJobStatus, kind: str) -> Condition:
+    return next(item for item in found.conditions if item.type == kind)

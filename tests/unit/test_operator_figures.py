@@ -7,25 +7,17 @@ import pytest
 
 from rewardfl_api.errors import Reason
 from rewardfl_api.progress import Progress
-from rewardfl_api.status import Condition, RewardFLJobStatus
+from rewardfl_api.status import RewardFLJobStatus
 from rewardfl_operator import figures, status
 from rewardfl_operator.observed import Children
-from tests.unit.operator_objects import START, children, job, kubernetes_job, pod, running, training_pod, waiting
+from tests.unit.operator_objects import START, children, find, job, kubernetes_job, pod, progress, running, training_pod, waiting
 
 NEW = RewardFLJobStatus()
 NOW = START + timedelta(seconds=500)
 
 
-def progress(seconds: float, **fields: Any) -> Progress:
-    return Progress.model_validate({"phase": "Training", "time": START + timedelta(seconds=seconds), **fields})
-
-
 def derive(seen: Children, report: Progress | None = None, previous: RewardFLJobStatus = NEW, **spec: Any) -> RewardFLJobStatus:
     return status.derive(job(**spec), seen, report, previous, NOW)
-
-
-def find(found: RewardFLJobStatus, kind: str) -> Condition:
-    return next(item for item in found.conditions if item.type == kind)
 
 
 def staging_pod(index: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from rewardfl_api.errors import Reason
 from rewardfl_api.progress import Progress
-from rewardfl_api.status import Condition, RewardFLJobStatus
+from rewardfl_api.status import RewardFLJobStatus
 from rewardfl_operator import status
 from rewardfl_operator.causes import Cause
 from rewardfl_operator.observed import Children
@@ -20,9 +20,11 @@ from tests.unit.operator_objects import (
     children,
     condition,
     ended,
+    find,
     job,
     kubernetes_job,
     pod,
+    progress,
     running,
     training_pod,
     waiting,
@@ -32,16 +34,8 @@ NEW = RewardFLJobStatus()
 NOW = START + timedelta(seconds=1000)
 
 
-def progress(seconds: float, **fields: Any) -> Progress:
-    return Progress.model_validate({"phase": "Training", "time": START + timedelta(seconds=seconds), **fields})
-
-
 def derive(seen: Children, report: Progress | None = None, previous: RewardFLJobStatus = NEW, **spec: Any) -> RewardFLJobStatus:
     return status.derive(job(**spec), seen, report, previous, NOW)
-
-
-def find(found: RewardFLJobStatus, kind: str) -> Condition:
-    return next(item for item in found.conditions if item.type == kind)
 
 
 def message(reason: Reason, text: str, code: int, seconds: float, hint: str = "") -> str:
