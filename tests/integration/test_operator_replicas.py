@@ -138,9 +138,9 @@ def test_a_leader_that_was_frozen_ends_without_a_write(installation: Installatio
                 installation.create(manifest("in-between"))
                 until("it is in the middle of its work", lambda: any(is_work(call) for call in proxy.seen))
                 frozen.process.send_signal(signal.SIGSTOP)
-                before = len(proxy.seen)
             until("the other one leads", lambda: leads(heir))
             installation.wait_for_pods("in-between", 2)
+            before = len(proxy.seen)  # what was on its way when it froze has arrived by now
 
             frozen.process.send_signal(signal.SIGCONT)
 
