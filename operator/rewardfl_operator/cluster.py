@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -136,6 +137,8 @@ class Cluster:
         self.metrics = metrics if metrics is not None else Metrics()
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each write, which is refused when the answer is no."""
+        if api is not None:
+            self._ask_again_before_sending(api)
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, metrics: Metrics | None = None) -> Self:
@@ -154,6 +157,19 @@ class Cluster:
         else:
             _config.load_incluster_config(client_configuration=configuration)
         return cls(client.ApiClient(configuration), metrics)
+
+    def _ask_again_before_sending(self, api: Any) -> None:
+        """Ask `may_write` once more when a write has its connection: a process can be frozen while one is being made."""
+
+        async def ask(
+            _session: aiohttp.ClientSession, _context: SimpleNamespace, sent: aiohttp.TraceRequestHeadersSentParams
+        ) -> None:
+            if sent.method != "GET" and not self.may_write():
+                raise NotLeading
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(ask)  # called before they are sent
+        api.configuration.trace_configs = [trace]
 
     @property
     def configuration(self) -> Any:

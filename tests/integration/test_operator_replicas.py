@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rewardfl_operator.cluster import Cluster, NotLeading
+from rewardfl_operator.cluster import CONFIG_MAPS, Cluster, NotLeading
 from rewardfl_operator.leader import Leadership, LeadershipLost
 from rewardfl_operator.settings import LeaderElectionSettings
 from tests.integration.api_proxy import ApiProxy, Call, Fault, api_proxy
@@ -128,6 +128,22 @@ async def test_a_leader_that_has_not_renewed_its_lease_in_time_writes_nothing(in
     assert installation.find("configmap", "too-late") is None
     for connection in (election, cluster):
         await connection.close()
+
+
+async def test_a_write_that_waited_for_its_connection_is_not_sent_when_the_lease_was_lost_meanwhile(
+    installation: Installation,
+) -> None:
+    cluster = await Cluster.connect(installation.kubeconfig())
+    answers = iter([True, False])
+    cluster.may_write = lambda: next(answers)
+    metadata = {"name": "lost-meanwhile", "namespace": "default"}
+
+    with pytest.raises(NotLeading):
+        await cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+
+    assert installation.find("configmap", "lost-meanwhile") is None
+    assert await cluster.get(CONFIG_MAPS, "default", "lost-meanwhile") is None, "the connection can be used again"
+    await cluster.close()
 
 
 def test_a_leader_that_was_frozen_ends_without_a_write(installation: Installation, tmp_path: Path) -> None:
