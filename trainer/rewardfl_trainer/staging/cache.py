@@ -9,6 +9,7 @@ No component of a path may be a symbolic link, whoever made it. Several stagers 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -16,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_trainer.disk import sha256_of
 
 OWN_FOLDER = ".rewardfl"
 MAX_NAME_BYTES = 255
@@ -40,6 +41,7 @@ class Record:
     version: str
     size: int
     mtime_ns: int
+    sha256: str
 
 
 class Cache:
@@ -64,7 +66,9 @@ class Cache:
         """
         found = self._stat(place)
         record = self._record(place)
-        return found is not None and record == Record(version, size, found.st_mtime_ns) and found.st_size == size
+        if found is None or record is None or found.st_size != size:
+            return False
+        return (record.version, record.size, record.mtime_ns) == (version, size, found.st_mtime_ns)
 
     @contextmanager
     def lock(self, place: Sequence[str], check: Callable[[], None]) -> Iterator[None]:
@@ -97,9 +101,17 @@ class Cache:
         """Remove the unfinished content of a place."""
         self._own_path("parts", place).unlink(missing_ok=True)
 
-    def commit(self, place: Sequence[str], version: str, size: int) -> Path:
-        """Move the finished content of a place to where it belongs and record it. The caller has flushed it to the disk."""
+    def commit(self, place: Sequence[str], version: str, size: int, *, sha256: str | None = None) -> Path:
+        """Move the finished content of a place to where it belongs and record it. The caller has flushed it to the disk.
+
+        Args:
+            place: where it belongs.
+            version: what the storage calls this content.
+            size: its bytes.
+            sha256: its checksum, in hexadecimal digits. None: it is computed here, which reads the content once more.
+        """
         part, record = self._own_path("parts", place), self._own_path("records", place)
+        sha256 = sha256 or sha256_of(part)
         record.unlink(missing_ok=True)
         with self._folder(place[:-1], create=True) as folder:
             try:
@@ -110,7 +122,7 @@ class Cache:
             mtime_ns = os.stat(place[-1], dir_fd=folder, follow_symlinks=False).st_mtime_ns
             os.fsync(folder)
         fresh = record.with_suffix(".new")
-        fresh.write_text(json.dumps({**asdict(Record(version, size, mtime_ns)), "place": list(place)}), encoding="utf-8")
+        fresh.write_text(json.dumps({**asdict(Record(version, size, mtime_ns, sha256)), "place": list(place)}), encoding="utf-8")
         fresh.replace(record)
         return self.path(place)
 
@@ -128,7 +140,7 @@ class Cache:
     def _record(self, place: Sequence[str]) -> Record | None:
         try:
             content = json.loads(self._own_path("records", place).read_text(encoding="utf-8"))
-            return Record(content["version"], content["size"], content["mtime_ns"])
+            return Record(content["version"], content["size"], content["mtime_ns"], content["sha256"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -181,7 +193,7 @@ class Cache:
             os.close(descriptor)
 
     def _own_path(self, kind: str, place: Sequence[str]) -> Path:
-        return self.root / OWN_FOLDER / kind / sha256("/".join(place).encode()).hexdigest()
+        return self.root / OWN_FOLDER / kind / hashlib.sha256("/".join(place).encode()).hexdigest()
 
 
 def check_place(place: Sequence[str], subject: str) -> None:
