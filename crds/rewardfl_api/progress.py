@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from .base import ApiModel
 from .parameters import MAX_STEPS_LIMIT
+from .printable import printable
 
 PROGRESS_KEY = "progress.json"
 """Key of the document in the ConfigMap `<job>-progress`."""
@@ -13,11 +14,19 @@ PROGRESS_KEY = "progress.json"
 PROGRESS_MAX_BYTES = 16_384
 """A longer document is ignored with an event."""
 
+FILES_SHOWN = 20
+"""Files that are told of one by one; the others are in the counts only, so that document and status stay small."""
+
+FILE_NAME_MAX_CHARACTERS = 96
+
 Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0, le=2**53)]
+FileCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS_LIMIT)]
 
 ProgressPhase = Literal["Staging", "Preparing", "Training", "Saving"]
+FileState = Literal["waiting", "fetching", "done", "cached"]
+"""cached: it was there already, and nothing of it was fetched."""
 
 
 class Metrics(ApiModel):
@@ -39,8 +48,21 @@ class Metrics(ApiModel):
     """Mean score of the evaluation rows, which are never trained on, when it was last measured."""
 
 
+class StagedFile(ApiModel):
+    """One of the files that are staged."""
+
+    name: Annotated[str, Field(max_length=FILE_NAME_MAX_CHARACTERS), AfterValidator(printable)]
+    """Its key in the bucket, or its path in the repository; of a long one the end."""
+    state: FileState
+    """waiting, fetching, done, or cached: it was there already."""
+    bytes_done: Bytes = 0
+    """Bytes that are in place."""
+    bytes_total: Bytes = 0
+    """Its size."""
+
+
 class StagingProgress(ApiModel):
-    """Bytes moved from storage."""
+    """Bytes and files moved from storage."""
 
     bytes_done: Bytes = 0
     """Bytes that are in place."""
@@ -48,6 +70,16 @@ class StagingProgress(ApiModel):
     """Bytes to stage."""
     bytes_per_second: Number = 0.0
     """Rate of the last seconds."""
+    bytes_cached: Bytes = 0
+    """Bytes of the files that were in the cache already."""
+    files_done: FileCount = 0
+    """Files that are in place."""
+    files_total: FileCount = 0
+    """Files to stage."""
+    files_cached: FileCount = 0
+    """Files that were in the cache already, and of which nothing was fetched."""
+    files: Annotated[list[StagedFile], Field(max_length=FILES_SHOWN)] = Field(default_factory=list)
+    """The largest files, in the order in which they are fetched. Only while staging: told no more when all are there."""
 
 
 class Checkpoint(ApiModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from rewardfl_api.progress import PROGRESS_MAX_BYTES, Progress
+from rewardfl_api.progress import PROGRESS_MAX_BYTES, Progress, StagingProgress
 from rewardfl_api.status import RewardFLJobStatus
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -25,7 +25,7 @@ class Problem(StrEnum):
     MALFORMED = "the progress document is malformed, or holds a number that is not finite or out of range"
     FUTURE = "the progress document is dated in the future; check the clock of the node that runs pod 0"
     BACKWARDS = "the progress document goes backwards in time or in steps, though pod 0 was not restarted"
-    BEYOND_TOTAL = "the progress document reports more steps than there are"
+    BEYOND_TOTAL = "the progress document reports more steps, bytes or files than there are"
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,23 @@ def _disbelieve(
     """Return what cannot be true in a well-formed document."""
     if progress.time > now + CLOCK_TOLERANCE:
         return Problem.FUTURE
-    if progress.total_steps and progress.step > progress.total_steps:
+    if (progress.total_steps and progress.step > progress.total_steps) or _stages_too_much(progress.staging):
         return Problem.BEYOND_TOTAL
     return Problem.BACKWARDS if _goes_backwards(progress, previous, writer_started) else None
+
+
+def _stages_too_much(staging: StagingProgress | None) -> bool:
+    """Whether more is staged than there is. Fewer bytes than before are no mistake: a damaged file is fetched again."""
+    if staging is None:
+        return False
+    pairs = [
+        (staging.bytes_done, staging.bytes_total),
+        (staging.bytes_cached, staging.bytes_done),
+        (staging.files_done, staging.files_total),
+        (staging.files_cached, staging.files_done),
+        *((file.bytes_done, file.bytes_total) for file in staging.files),
+    ]
+    return any(part > whole for part, whole in pairs)
 
 
 def _goes_backwards(progress: Progress, previous: RewardFLJobStatus, writer_started: datetime | None) -> bool:

@@ -88,8 +88,14 @@ def test_the_status_follows_a_job_to_its_success(installation: Installation, ope
     seen = [until("pending", lambda: installation.phase("good"))]
     for pod in pods:
         kubelet.stage(pod)
-    kubelet.report(phase="Staging", staging={"bytes_done": 25, "bytes_total": 100, "bytes_per_second": 5})
+    files = [{"name": "vae.pth", "state": "cached", "bytesDone": 20, "bytesTotal": 20}]
+    files.append({"name": "low/1.safetensors", "state": "fetching", "bytesDone": 5, "bytesTotal": 80})
+    counts = {"filesDone": 1, "filesTotal": 2, "filesCached": 1, "bytesCached": 20}
+    staging = {"bytesDone": 25, "bytesTotal": 100, "bytesPerSecond": 5, **counts, "files": files}
+    kubelet.report(phase="Staging", staging=staging)
     until("staged bytes", lambda: installation.status("good").get("percent") == 25)
+    assert installation.status("good")["staging"] == staging
+    assert installation.status("good")["eta"] == "15s"
     seen.append(installation.phase("good"))
     for pod in pods:
         kubelet.train(pod)

@@ -1,5 +1,6 @@
 """What the commands say without a cluster, and how they read and write what a cluster answers."""
 
+import io
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client.models import V1ObjectMeta, V1Pod
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from rewardfl_api.cli import app, text, watch
@@ -184,7 +186,39 @@ def test_the_line_of_a_change_says_what_is_new() -> None:
     training = job(progress="12/40", percent=30, metrics={"reward": 0.6124}, eta="1m12s", restarts=1)
     assert watch.line(training) == "Training  step 12/40 (30%)  reward 0.6124  eta 1m12s  restarts 1"
     staging = job("Staging", percent=50, staging={"bytesDone": 5e9, "bytesTotal": 1e10, "bytesPerSecond": 1e8})
-    assert watch.line(staging) == "Staging  5.0 GB of 10.0 GB (50%) at 100.0 MB/s"
+    assert watch.line(staging) == "Staging  5.0 GB of 10.0 GB (50%) at 100.0 MB/s, 50s left"
+
+
+STAGING = {
+    "bytesDone": 5e9, "bytesTotal": 1e10, "bytesPerSecond": 1e8, "filesDone": 1, "filesTotal": 3, "filesCached": 1,
+    "bytesCached": 1e9,
+    "files": [
+        {"name": "high/1.safetensors", "state": "fetching", "bytesDone": 4e9, "bytesTotal": 8e9},
+        {"name": "vae\x1b[2J.pth", "state": "cached", "bytesDone": 1e9, "bytesTotal": 1e9},
+    ],
+}  # fmt: skip
+
+
+def test_while_files_are_fetched_each_large_one_is_described_and_later_only_their_number() -> None:
+    shown = list(lines(job("Staging", percent=50, staging=STAGING), []))
+    assert "staged:       5.0 GB of 10.0 GB (50%) at 100.0 MB/s, 50s left, 1 of 3 files (1 cached, 1.0 GB)" in shown
+    assert "files:        fetching      4.0 GB of 8.0 GB  high/1.safetensors" in shown
+    assert "              cached                  1.0 GB  vae.pth" in shown
+    assert "              and 1 smaller file" in shown
+
+    later = "\n".join(lines(job(staging=STAGING), []))
+    assert "staged:       5.0 GB, 1 of 3 files (1 cached, 1.0 GB)" in later
+    assert "high/1.safetensors" not in later
+
+
+def test_at_a_terminal_staging_is_a_bar_of_all_and_one_of_each_file_under_way() -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(watch.picture(job("Staging", percent=50, staging=STAGING), []))
+    shown = console.export_text()
+    assert "5.0 GB of 10.0 GB (50%) at 100.0 MB/s" in shown
+    assert "8.0 GB  high/1.safetensors" in shown
+    assert "vae" not in shown
+    assert shown.count("━") == watch.BAR_WIDTH  # two bars, each half full
 
 
 def test_sparks_rise_with_the_values() -> None:

@@ -54,6 +54,12 @@ def test_no_report_is_no_problem(text: str | None) -> None:
         document(1, metrics={"loss": float("nan")}),
         document(1, metrics={"loss": 1e300}),
         document(1, eta_seconds=float("inf")),
+        document(1, staging={"bytes_done": -1}),
+        document(1, staging={"bytes_per_second": float("nan")}),
+        document(1, staging={"files_total": 2**31}),
+        document(1, staging={"files": [{"name": "a", "state": "lost"}]}),
+        document(1, staging={"files": [{"name": "x" * 97, "state": "done"}]}),
+        document(1, staging={"files": [{"name": "a", "state": "done"}] * 21}),
         document(1).replace("2026", "99999"),
         document(1).replace("2026-01-01T12:00:01+00:00", "0001-01-01T00:00:00+14:00"),
         "[" * 16_000,
@@ -71,6 +77,38 @@ def test_a_document_that_is_too_long_is_ignored() -> None:
 
 def test_more_steps_than_there_are_is_ignored() -> None:
     assert problem(document(1, step=10, total_steps=9)) is Problem.BEYOND_TOTAL
+
+
+@pytest.mark.parametrize(
+    ("staging", "believed"),
+    [
+        ({"bytes_done": 9, "bytes_total": 9, "files_done": 2, "files_total": 2, "files_cached": 1, "bytes_cached": 9}, True),
+        ({"bytes_done": 10, "bytes_total": 9}, False),
+        ({"bytes_done": 8, "bytes_total": 9, "bytes_cached": 9}, False),
+        ({"files_done": 3, "files_total": 2}, False),
+        ({"files_done": 1, "files_total": 2, "files_cached": 2}, False),
+        ({"files": [{"name": "a", "state": "fetching", "bytes_done": 2, "bytes_total": 1}]}, False),
+    ],
+)
+def test_more_bytes_or_files_than_there_are_is_ignored(staging: dict[str, Any], believed: bool) -> None:
+    assert problem(document(1, staging=staging)) is (None if believed else Problem.BEYOND_TOTAL)
+
+
+def test_fewer_bytes_than_before_are_believed_since_a_damaged_file_is_fetched_again() -> None:
+    previous = RewardFLJobStatus.model_validate(
+        {"lastProgressTime": START.isoformat(), "staging": {"bytesDone": 9, "bytesTotal": 9}}
+    )
+    assert problem(document(1, phase="Staging", staging={"bytes_done": 5, "bytes_total": 9}), previous) is None
+
+
+def test_a_file_name_cannot_speak_to_a_terminal() -> None:
+    text = document(1, staging={"files": [{"name": "a\u001b[2Jb\u202e", "state": "done"}]})
+
+    found = read(text, NEW, None, START + timedelta(seconds=100)).progress
+
+    assert found is not None
+    assert found.staging is not None
+    assert found.staging.files[0].name == "ab"
 
 
 def test_a_date_in_the_future_is_ignored_but_for_some_drift() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rewardfl_api.progress import PROGRESS_KEY, PROGRESS_MAX_BYTES, Checkpoint, Progress, Results, StagingProgress
+from rewardfl_api.progress import PROGRESS_KEY, PROGRESS_MAX_BYTES, Checkpoint, Progress, Results, StagedFile, StagingProgress
 from rewardfl_api.trainer_config import ProgressTarget
 from rewardfl_trainer.progress import Reporter
 from tests.cluster.pki import Authority
@@ -164,16 +164,18 @@ def test_updates_within_the_interval_are_sent_when_it_has_passed(api: ApiStandIn
     assert api.documents[1].step == 2
 
 
-def test_a_later_container_keeps_the_bytes_and_the_checkpoint_of_an_earlier_one(api: ApiStandIn) -> None:
+def test_a_later_container_keeps_the_counts_and_the_checkpoint_of_an_earlier_one_but_not_each_file(api: ApiStandIn) -> None:
     with Reporter(TARGET, service_account_dir=api.service_account) as staging:
         checkpoint = Checkpoint(step=7, uri="s3://b/checkpoints/7", time=datetime.now(UTC))
-        staging.update(phase="Staging", staging=StagingProgress(bytes_done=5, bytes_total=5), checkpoint=checkpoint, step=9)
+        file = StagedFile(name="vae.pth", state="done", bytes_done=5, bytes_total=5)
+        counts = StagingProgress(bytes_done=5, bytes_total=5, files_done=1, files_total=1, files=[file])
+        staging.update(phase="Staging", staging=counts, checkpoint=checkpoint, step=9)
 
     with Reporter(TARGET, service_account_dir=api.service_account) as training:
         training.update(phase="Preparing")
 
     last = api.documents[-1]
-    assert last.staging == StagingProgress(bytes_done=5, bytes_total=5)
+    assert last.staging == StagingProgress(bytes_done=5, bytes_total=5, files_done=1, files_total=1)
     assert last.checkpoint == checkpoint
     assert (last.phase, last.step) == ("Preparing", 0)
 

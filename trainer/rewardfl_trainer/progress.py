@@ -121,6 +121,18 @@ class Reporter:
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
 
+    def text(self) -> str:
+        """Return the document as it is now, within the size that the operator reads."""
+        with self._wake:
+            fields = dict(self._fields)
+        text = _json(fields)
+        if len(text.encode()) > PROGRESS_MAX_BYTES and isinstance(staging := fields.get("staging"), StagingProgress):
+            fields["staging"] = staging.model_copy(update={"files": []})
+            text = _json(fields)
+        if len(text.encode()) > PROGRESS_MAX_BYTES:
+            text = _json(fields | {"message": "", "results": None})
+        return text
+
     def __enter__(self) -> Self:
         return self
 
@@ -135,7 +147,7 @@ class Reporter:
                 if config_map is None:
                     config_map = self._connect()
                     self._carry_over(config_map.read())
-                config_map.write(self._text())
+                config_map.write(self.text())
             except Exception as error:  # a report that fails must never stop training
                 self._complain(redact(f"progress cannot be reported, training goes on: {type(error).__name__}: {error}"))
                 with self._wake:
@@ -170,15 +182,8 @@ class Reporter:
             for name in KEPT_FROM_BEFORE:
                 if name not in self._fields and getattr(earlier, name) is not None:
                     self._fields[name] = getattr(earlier, name)
-
-    def _text(self) -> str:
-        """Return the document as it is now, within the size that the operator reads."""
-        with self._wake:
-            document = _document(self._fields)
-        text = document.model_dump_json(by_alias=True, exclude_none=True)
-        if len(text.encode()) > PROGRESS_MAX_BYTES:
-            text = document.copy_with(message="", results=None).model_dump_json(by_alias=True, exclude_none=True)
-        return text
+            if isinstance(staging := self._fields.get("staging"), StagingProgress) and self._fields["phase"] != "Staging":
+                self._fields["staging"] = staging.model_copy(update={"files": []})
 
     def _complain(self, text: str) -> None:
         """Log a warning, each kind of it once."""
@@ -190,6 +195,10 @@ class Reporter:
 
 def _document(fields: Mapping[str, Any]) -> Progress:
     return Progress(time=datetime.now(UTC), **fields)
+
+
+def _json(fields: Mapping[str, Any]) -> str:
+    return _document(fields).model_dump_json(by_alias=True, exclude_none=True)
 
 
 def _finite(metrics: Metrics | Mapping[str, float | None]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from . import staged
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
 from .text import duration, plural, size
 
@@ -70,8 +71,11 @@ def _progress(job: "Job") -> Iterator[str]:
     status = job.status
     stale = job.condition("ProgressStale")
     if status.staging is not None and status.staging.bytes_total and job.phase == "Staging":
-        done, total = status.staging.bytes_done, status.staging.bytes_total
-        yield _row("staged", f"{size(done)} of {size(total)} at {size(status.staging.bytes_per_second)}/s")
+        yield _row("staged", staged.summary(status.staging))
+        for place, text in enumerate(staged.table_of_files(status.staging)):
+            yield _row("" if place else "files", text)
+    elif status.staging is not None and status.staging.files_total:
+        yield _row("staged", f"{size(status.staging.bytes_done)}, {staged.files(status.staging)}")
     if status.progress:
         left = f", {status.eta} left" if status.eta else ""
         yield _row("step", f"{status.progress} ({status.percent or 0}%){left}")

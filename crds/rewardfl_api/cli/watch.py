@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ExitCode
 from ..progress import StagingProgress
+from . import staged
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
 from .text import duration, size
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_COUNT = 48
 BAR_WIDTH = 50
+BARS = 8
+"""Bars of files at once: as many as are fetched at once."""
+
 METRICS = ("reward", "loss", "kl", "gradNorm", "secondsPerStep", "noFaceFraction", "heldOutReward")
 SHOWN_WHEN_ABOVE_ZERO = ("noFaceFraction",)
 
@@ -83,11 +87,11 @@ def line(job: "Job") -> str:
     status = job.status
     parts = [job.phase or "new"]
     if job.phase == "Staging" and status.staging is not None:
-        parts.append(_staged(job))
+        parts.append(staged.summary(status.staging))
     elif status.progress and job.phase not in ("Pending", "Queued"):
         parts.append(f"step {status.progress} ({status.percent or 0}%)")
         parts += [f"{name} {value:.4g}" for name, value in _metrics(job)]
-    if status.eta:
+    if status.eta and job.phase != "Staging":
         parts.append(f"eta {status.eta}")
     if status.restarts:
         parts.append(f"restarts {status.restarts}")
@@ -95,12 +99,6 @@ def line(job: "Job") -> str:
     if not expected and job.reason:
         parts.append(f"{job.reason}: {job.message}" if job.message else job.reason)
     return "  ".join(" ".join(part.split()) for part in parts)
-
-
-def _staged(job: "Job") -> str:
-    staging = job.status.staging or StagingProgress()
-    percent = f" ({job.status.percent}%)" if job.status.percent is not None else ""
-    return f"{size(staging.bytes_done)} of {size(staging.bytes_total)}{percent} at {size(staging.bytes_per_second)}/s"
 
 
 def _metrics(job: "Job") -> list[tuple[str, float]]:
@@ -140,11 +138,13 @@ def picture(job: "Job", rewards: list[float]) -> "RenderableType":
     if job.reason not in ("", job.phase):
         head.append(f"  {job.reason}", style="dim")
     rows: list[RenderableType] = [head]
-    if status.percent is not None:
+    if job.phase == "Staging" and status.staging is not None:
+        rows.append(staging_picture(status.staging))
+    elif status.percent is not None:
         bar = Table.grid(padding=(0, 2))
         eta = f"{status.eta} left" if status.eta else ""
-        done = _staged(job) if job.phase == "Staging" and status.staging else f"{status.progress or ''}  {status.percent}%"
-        bar.add_row(ProgressBar(total=100, completed=status.percent, width=BAR_WIDTH), done, eta)
+        text = f"{status.progress or ''}  {status.percent}%"
+        bar.add_row(ProgressBar(total=100, completed=status.percent, width=BAR_WIDTH), text, eta)
         rows.append(bar)
     if found := _metrics(job):
         rows.append(Text("  ".join(f"{name} {value:.4g}" for name, value in found)))
@@ -155,6 +155,21 @@ def picture(job: "Job", rewards: list[float]) -> "RenderableType":
     if job.message:
         rows.append(Text(job.message))
     return Group(*rows)
+
+
+def staging_picture(staging: StagingProgress) -> "RenderableType":
+    """Return a bar of all bytes, and below it one of each large file that is being fetched."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    bars = Table.grid(padding=(0, 2))
+    all_of_it = ProgressBar(total=max(staging.bytes_total, 1), completed=staging.bytes_done, width=BAR_WIDTH)
+    bars.add_row(all_of_it, Text(staged.summary(staging)))
+    for file in staged.under_way(staging)[:BARS]:
+        bar = ProgressBar(total=max(file.bytes_total, 1), completed=file.bytes_done, width=BAR_WIDTH)
+        bars.add_row(bar, Text(f"{size(file.bytes_total)}  {staged.short_name(file)}", style="dim"))
+    return bars
 
 
 def sparks(values: list[float]) -> str:

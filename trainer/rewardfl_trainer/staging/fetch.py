@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.staging.cache import Cache
-from rewardfl_trainer.staging.meter import Meter
+from rewardfl_trainer.staging.meter import FileMeter, Meter
 from rewardfl_trainer.staging.plan import Plan, PlannedFile
 from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, InterruptedReadError, Remote, RemoteFile
 from rewardfl_trainer.storage_errors import ObjectChangedError, missing_object
@@ -73,15 +73,18 @@ class Fetcher:
         """Fetch one file unless it is there, as the only stager that does."""
         with self._cache.lock(planned.place, self._check_cancelled):
             file = planned.file
+            meter = self._meter.expect(planned.place, file.key, file.size)
             if self._cache.is_current(planned.place, file.version, file.size):
-                self._meter.add_present(file.size)
+                meter.cached()
                 return
             for _ in range(FETCHES_A_FILE):
                 try:
-                    self._fetch_once(planned.place, planned.remote, file)
+                    self._fetch_once(planned.place, planned.remote, file, meter)
+                    meter.done()
                     return
                 except (ObjectChangedError, MismatchError):
                     file = self._look_again(planned, file)
+                    meter.resize(file.size)
             raise RewardFLError(
                 Reason.STAGED_FILE_CORRUPT,
                 f"{file.subject}: its content changed or did not match its checksum, {FETCHES_A_FILE} times",
@@ -94,34 +97,32 @@ class Fetcher:
         found = planned.remote.stat(file.request, file.key)
         if found is None:
             raise missing_object(file.subject, "was deleted while it was staged")
-        self._meter.add_total(found.size - file.size)
         return found
 
-    def _fetch_once(self, place: tuple[str, ...], remote: Remote, file: RemoteFile) -> None:
+    def _fetch_once(self, place: tuple[str, ...], remote: Remote, file: RemoteFile, meter: FileMeter) -> None:
         """Fetch and verify the content of a file and put it into place."""
-        counted = _Count(self._meter)
         try:
             with self._cache.part(place, file.size) as part:
-                self._fill(part, remote, file, counted)
+                self._fill(part, remote, file, meter)
                 _verify(part, remote, file, self._check_cancelled)
                 os.fsync(part)
             self._cache.commit(place, file.version, file.size)
         except BaseException as error:
-            counted.take_back()
+            meter.take_back()
             if not self._cancelled.is_set():
                 self._cache.discard_part(place)
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise disk_too_small(self._cache, file.size, f"while {file.subject} was written") from error
             raise
 
-    def _fill(self, part: int, remote: Remote, file: RemoteFile, counted: "_Count") -> None:
+    def _fill(self, part: int, remote: Remote, file: RemoteFile, meter: FileMeter) -> None:
         """Write every range of the file to its place in the descriptor `part`."""
         ranges = [(start, min(start + RANGE_BYTES, file.size)) for start in range(0, file.size, RANGE_BYTES)]
         if len(ranges) <= 1:
             for start, stop in ranges:
-                self._fill_range(part, remote, file, (start, stop), counted)
+                self._fill_range(part, remote, file, (start, stop), meter)
             return
-        futures = [self._ranges.submit(self._fill_range, part, remote, file, bounds, counted) for bounds in ranges]
+        futures = [self._ranges.submit(self._fill_range, part, remote, file, bounds, meter) for bounds in ranges]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             _raise_first(futures)
@@ -129,7 +130,7 @@ class Fetcher:
             # none may write to a descriptor that is closed, and perhaps another file's by then
             wait([future for future in futures if not future.cancel()])
 
-    def _fill_range(self, part: int, remote: Remote, file: RemoteFile, bounds: tuple[int, int], counted: "_Count") -> None:
+    def _fill_range(self, part: int, remote: Remote, file: RemoteFile, bounds: tuple[int, int], meter: FileMeter) -> None:
         """Write one range, going on where it broke off; tries that bring nothing are limited."""
         position, stop = bounds
         failures = 0
@@ -140,7 +141,7 @@ class Fetcher:
                 for block in remote.read(file, position, stop):
                     self._check_cancelled()
                     position += _write(part, block[: stop - position], position)
-                    counted.add(len(block))
+                    meter.add(len(block))
                 broken: RewardFLError | None = None if position == stop else _cut_short(file)
             except InterruptedReadError as error:
                 broken = error.final
@@ -184,23 +185,6 @@ def free_bytes(cache: Cache) -> int:
     """Return the bytes that this user may still write to the cache volume."""
     found = os.statvfs(cache.root)
     return found.f_bavail * found.f_frsize
-
-
-class _Count:
-    """What one try of a file added to the meter, so that it can be taken back."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._lock = threading.Lock()
-        self._counted = 0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._counted += count
-        self._meter.add(count)
-
-    def take_back(self) -> None:
-        self._meter.add(-self._counted)
 
 
 def _raise_first(futures: Iterable[Future[None]]) -> None:

@@ -29,12 +29,13 @@ LOG_INTERVAL_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, str]:
+def stage(config: TrainerConfig, reporter: Reporter | None = None, meter: Meter | None = None) -> dict[str, str]:
     """Fetch every remote source of `config` into its cache folder, and write staged.json to its work folder.
 
     Args:
         config: what to stage.
         reporter: is told of the bytes. None: one of this pod's own, where this is the pod that reports.
+        meter: counts them. None: a new one.
 
     Returns:
         The local path of each remote source; for a model, its files, comma separated.
@@ -42,7 +43,7 @@ def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, 
     Raises:
         RewardFLError: whatever is wrong, naming parameter, value and remedy.
     """
-    reporter = reporter or pod_reporter(config)
+    reporter, meter = reporter or pod_reporter(config), meter or Meter()
     with reporter, closing(Remotes(config)) as remotes:
         reporter.update(phase="Staging", message="looking at what has to be staged")
         cache = Cache(Path(config.cache_dir))
@@ -51,12 +52,12 @@ def stage(config: TrainerConfig, reporter: Reporter | None = None) -> dict[str, 
         text = None
         if listed is not None:
             _add(listing, [listed], remotes)
-            _carry_out(listing, cache, reporter)
+            _carry_out(listing, cache, reporter, meter)
             text = read_model_list(Path(listing.local.get(listed.text, listed.source.path)), listed)
         models = [request for model in model_requests(config, text) for request in model]
         plan = Plan(cache)
         _add(plan, [*folder_requests(config), *models], remotes)
-        _carry_out(plan, cache, reporter)
+        _carry_out(plan, cache, reporter, meter)
         local = {**listing.local, **plan.local}
         write_staged(config, local)
         reporter.update(phase="Staging", message="staged")
@@ -110,13 +111,14 @@ def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes) -> None:
             plan.add_local(request)
 
 
-def _carry_out(plan: Plan, cache: Cache, reporter: Reporter) -> None:
+def _carry_out(plan: Plan, cache: Cache, reporter: Reporter, meter: Meter) -> None:
     """Fetch the files of a plan and report how far it is."""
     if not plan.files:
         return
     check_disk(plan, cache)
     files = list(plan.files.values())
-    meter = Meter(sum(planned.file.size for planned in files))
+    for planned in files:
+        meter.expect(planned.place, planned.file.key, planned.file.size)
 
     def report() -> None:
         reporter.update(phase="Staging", staging=meter.snapshot(), message=meter.line())
@@ -124,7 +126,7 @@ def _carry_out(plan: Plan, cache: Cache, reporter: Reporter) -> None:
     with _every(REPORT_INTERVAL_SECONDS, report), _every(LOG_INTERVAL_SECONDS, lambda: logger.info("%s", meter.line())):
         Fetcher(cache, meter, Patience.from_environment().attempts).fetch(files)
     report()
-    logger.info("%s (%d files)", meter.line(), len(files))
+    logger.info("%s", meter.line())
 
 
 @contextmanager
