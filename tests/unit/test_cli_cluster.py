@@ -117,6 +117,15 @@ def test_wrong_usage_is_one_line_and_64(arguments: list[str], said: str) -> None
     assert said in answer.stderr
 
 
+def test_staging_without_the_trainer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({**body(), "status": None}))
+    monkeypatch.setitem(sys.modules, "rewardfl_trainer.staging.by_hand", None)
+    answer = invoke("stage", "-f", str(file), "--to", str(tmp_path / "models"))
+    assert (answer.exit_code, answer.stderr.count("\n")) == (ExitCode.FAILED, 1)
+    assert "install rewardfl[trainer]" in answer.stderr
+
+
 def test_help_needs_no_kubernetes_client() -> None:
     program = (
         "import sys; sys.argv = ['rewardfl', '--help']\n"

@@ -2,10 +2,11 @@
 
 import json
 import os
+import pty
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,3 +74,27 @@ def next_line(process: subprocess.Popen[str]) -> str:
     ready, _, _ = select.select([process.stdout], [], [], PATIENCE_SECONDS)
     assert ready, "the program printed nothing more"
     return process.stdout.readline().rstrip("\n").partition(" ")[2]
+
+
+def at_a_terminal(arguments: list[str], steps: list[tuple[bytes, Callable[[], None]]]) -> tuple[bytes, int]:
+    """Run the program at a terminal; as soon as it shows what a step names, do what the step says."""
+    terminal, other = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    command = [sys.executable, "-m", "rewardfl_api.cli", *arguments]
+    with subprocess.Popen(command, env=environment, stdin=other, stdout=other, stderr=other) as process:
+        os.close(other)
+        shown, waiting = b"", list(steps)
+        while select.select([terminal], [], [], PATIENCE_SECONDS)[0]:
+            try:
+                part = os.read(terminal, 65536)
+            except OSError:  # the program has closed its end
+                break
+            shown += part
+            while waiting and waiting[0][0] in shown:
+                waiting.pop(0)[1]()
+        else:
+            process.kill()
+        code = process.wait(PATIENCE_SECONDS)
+    os.close(terminal)
+    assert not waiting, shown.decode()
+    return shown, code

@@ -1,14 +1,9 @@
 """Watching a job: line by line, at a terminal, and over connections that are cut, stall or fail."""
 
-import os
-import pty
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +14,7 @@ from rewardfl_api.client.connection import Connection
 from rewardfl_api.client.errors import DeletedError, UnreachableError
 from rewardfl_api.errors import ExitCode
 from tests.integration.api_proxy import ApiProxy, Fault, api_proxy
-from tests.integration.cli.commands import FAILED, PATIENCE_SECONDS, next_line, rewardfl, running, status, submit
+from tests.integration.cli.commands import FAILED, PATIENCE_SECONDS, at_a_terminal, next_line, rewardfl, running, status, submit
 from tests.integration.operator_harness import Installation, manifest, now
 
 pytestmark = pytest.mark.slow
@@ -81,30 +76,6 @@ def test_a_watch_at_a_terminal_draws_bars_and_metrics(installation: Installation
     assert "━" in text
     assert "loss 2" in text
     assert "drawn succeeded" in text
-
-
-def at_a_terminal(arguments: list[str], steps: list[tuple[bytes, Callable[[], None]]]) -> tuple[bytes, int]:
-    """Run the program at a terminal; as soon as it shows what a step names, do what the step says."""
-    terminal, other = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    command = [sys.executable, "-m", "rewardfl_api.cli", *arguments]
-    with subprocess.Popen(command, env=environment, stdin=other, stdout=other, stderr=other) as process:
-        os.close(other)
-        shown, waiting = b"", list(steps)
-        while select.select([terminal], [], [], PATIENCE_SECONDS)[0]:
-            try:
-                part = os.read(terminal, 65536)
-            except OSError:  # the program has closed its end
-                break
-            shown += part
-            while waiting and waiting[0][0] in shown:
-                waiting.pop(0)[1]()
-        else:
-            process.kill()
-        code = process.wait(PATIENCE_SECONDS)
-    os.close(terminal)
-    assert not waiting, shown.decode()
-    return shown, code
 
 
 @pytest.fixture

@@ -29,13 +29,16 @@ LOG_INTERVAL_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-def stage(config: TrainerConfig, reporter: Reporter | None = None, meter: Meter | None = None) -> dict[str, str]:
+def stage(
+    config: TrainerConfig, reporter: Reporter | None = None, meter: Meter | None = None, *, local_paths_exist: bool = True
+) -> dict[str, str]:
     """Fetch every remote source of `config` into its cache folder, and write staged.json to its work folder.
 
     Args:
         config: what to stage.
         reporter: is told of the bytes. None: one of this pod's own, where this is the pod that reports.
         meter: counts them. None: a new one.
+        local_paths_exist: whether paths in the configuration are those of this machine, so that one that is missing is an error.
 
     Returns:
         The local path of each remote source; for a model, its files, comma separated.
@@ -51,12 +54,12 @@ def stage(config: TrainerConfig, reporter: Reporter | None = None, meter: Meter 
         listed = model_list_request(config)
         text = None
         if listed is not None:
-            _add(listing, [listed], remotes)
+            _add(listing, [listed], remotes, local_paths_exist=local_paths_exist)
             _carry_out(listing, cache, reporter, meter)
             text = read_model_list(Path(listing.local.get(listed.text, listed.source.path)), listed)
         models = [request for model in model_requests(config, text) for request in model]
         plan = Plan(cache)
-        _add(plan, [*folder_requests(config), *models], remotes)
+        _add(plan, [*folder_requests(config), *models], remotes, local_paths_exist=local_paths_exist)
         _carry_out(plan, cache, reporter, meter)
         local = {**listing.local, **plan.local}
         write_staged(config, local)
@@ -103,11 +106,11 @@ class Remotes:
         return S3Remote(make_client(self._storage, request.parameter))
 
 
-def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes) -> None:
+def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes, *, local_paths_exist: bool) -> None:
     for request in requests:
         if request.source.is_remote:
             plan.add(request, remotes.of(request))
-        else:
+        elif local_paths_exist:
             plan.add_local(request)
 
 
