@@ -61,6 +61,9 @@ class Cache(ApiModel):
     """Folder on the node, shared by all jobs. The operator's podPolicy must allow it."""
     empty_dir: EmptyDirCache | None = None
     """A folder of the pod's own."""
+    max_size: Quantity | None = None
+    """Upper limit of the staged files in it, e.g. 500Gi: what was not used for longest is removed to stay below, never what a
+    running job uses. Unset: only when the disk is full."""
 
     @model_validator(mode="after")
     def check_one(self, info: ValidationInfo) -> Self:

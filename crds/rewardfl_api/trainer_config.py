@@ -15,7 +15,7 @@ from .base import ApiModel
 from .deepspeed import preset_config
 from .job import RewardFLJob
 from .parameters import PathText
-from .spec import Storage
+from .spec import Quantity, Storage
 from .training import TrainingParameters
 
 CONFIG_KEY = "config.yaml"
@@ -54,6 +54,8 @@ class TrainerConfig(ApiModel):
     """Folder that results are written to: a path or an s3:// URI."""
     cache_dir: PathText = CACHE_DIR
     """Folder that sources are staged into."""
+    cache_max_size: Quantity | None = None
+    """Upper limit of the staged files in it, e.g. 500Gi. None: the disk's."""
     work_dir: PathText = WORK_DIR
     """Folder for what the run itself writes before it is uploaded, and for staged.json."""
     training: TrainingParameters
@@ -73,6 +75,7 @@ class TrainerConfig(ApiModel):
             storage=spec.storage,
             dataset=spec.dataset,
             output=spec.output,
+            cache_max_size=spec.cache.max_size,
             training=spec.training,
             deepspeed=spec.deepspeed.resolved(),
             progress=ProgressTarget(namespace=job.metadata.namespace, config_map=job.progress_name),

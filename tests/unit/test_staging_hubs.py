@@ -91,7 +91,7 @@ def test_models_by_id_and_pattern_come_from_the_chosen_hub(
 
     paths = localize(config).training.model_paths or []
     assert [Path(path).name for path in paths[1:]] == [Path(BIG).name, "vae.pth"]
-    assert f"/cache/{scheme}/" in paths[1]
+    assert f"/{scheme}/" in paths[1]
 
 
 def test_a_folder_of_a_repository_keeps_its_form(tmp_path: Path, hub: HubStandIn) -> None:

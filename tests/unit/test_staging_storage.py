@@ -120,13 +120,6 @@ def test_the_cache_knows_what_it_holds_and_what_was_changed_since(tmp_path: Path
     assert not cache.is_current(PLACE, "v1", 7)
 
 
-def test_a_folder_takes_the_place_of_a_file_that_an_earlier_start_left(tmp_path: Path) -> None:
-    (tmp_path / "s3/endpoint/bucket").mkdir(parents=True)
-    (tmp_path / "s3/endpoint/bucket/a").write_text("was an object once")
-
-    assert put(Cache(tmp_path), b"content").read_bytes() == b"content"
-
-
 def test_the_lock_of_a_place_is_waited_for_and_the_wait_can_be_given_up(tmp_path: Path) -> None:
     cache, entered = Cache(tmp_path), threading.Event()
 

@@ -62,6 +62,11 @@ class Process:
         """Whether this process reports, logs and writes."""
         return self.rank == 0
 
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this process does what is done once a pod. torchrun numbers the processes of each."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
 
 def prepare(config: TrainerConfig) -> None:
     """Set what libraries read on import. Values that are already set stay."""

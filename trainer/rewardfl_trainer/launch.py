@@ -3,11 +3,13 @@
 torchrun itself always exits with 1. The Job's podFailurePolicy tells configuration and data errors, which are final, from
 failures that are tried again, so the container has to exit as the rank that failed first did. That rank has left its
 message in the termination log, which `run_main` honours; a rank that was killed could leave none, and is described here.
-Either way the end of that rank's log goes into the message.
+Either way the end of that rank's log goes into the message. What was staged is kept in the cache while the launcher lives, also
+while it waits for pods that are still staging.
 
 Arguments and PET_* variables are torchrun's own: `python -m rewardfl_trainer.launch -m rewardfl_trainer.train --config FILE`.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -23,9 +25,10 @@ from torch.distributed.launcher.api import elastic_launch
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError, TerminationMessage
 from rewardfl_api.trainer_config import TERMINATION_LOG
-from rewardfl_trainer import memory_limit, rendezvous
+from rewardfl_trainer import configuration, memory_limit, rendezvous
 from rewardfl_trainer.failures import TERMINATION_LOG_VARIABLE, Terminated, leave_message, left_message, run_main
 from rewardfl_trainer.rank_logs import RankLogs
+from rewardfl_trainer.staging import leases
 
 DEFAULT_MASTER_PORT = 29500
 """torchrun's own, where no rendezvous is asked for."""
@@ -43,12 +46,23 @@ def main() -> None:
     """
     kills = memory_limit.kills()
     try:
-        with RankLogs.of_this_process() as logs:
+        with leases.kept(_work_dir(sys.argv[1:])), RankLogs.of_this_process() as logs:
             rendezvous.join(os.environ, lambda: torchrun(sys.argv[1:], logs))
     except SignalException as error:
         raise Terminated from error
     except ChildFailedError as error:
         raise account_for(error, logs, out_of_memory=memory_limit.kills() > kills) from error
+
+
+def _work_dir(arguments: list[str]) -> Path | None:
+    """Return the work folder of the run; None where the arguments name none. What is wrong with them, the ranks will say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    file = parser.parse_known_args(arguments)[0].config
+    try:
+        return None if file is None else Path(configuration.load(file).work_dir)
+    except RewardFLError:
+        return None
 
 
 def torchrun(arguments: list[str], logs: RankLogs) -> None:

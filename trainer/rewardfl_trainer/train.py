@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from torch import distributed
@@ -33,7 +34,7 @@ from .order import Batch
 from .progress import Reporter
 from .run import AlreadyDoneError, Run, assemble, eta_seconds
 from .samples import SAMPLES_FOLDER
-from .staging import localize
+from .staging import leases, localize
 from .stopping import StopRequest
 from .storage import join
 
@@ -214,8 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environment.prepare(config)
     process = environment.join_process_group(config)
     environment.prepare_logging(process.rank)
-    train(config, process)
-    distributed.barrier()
+    with leases.kept(
+        Path(config.work_dir) if process.is_first_of_node else None
+    ):  # the launcher does it, too, where there is one
+        train(config, process)
+        distributed.barrier()
     distributed.destroy_process_group()
 
 

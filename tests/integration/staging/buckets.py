@@ -1,5 +1,6 @@
 """What the staging tests share: a bucket with what a small job needs, its configuration, and the program that stages it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from rewardfl_api.errors import RewardFLError, TerminationMessage
 from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.stage import stage
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout_seconds: float 
 
 
 def whole_files(config: TrainerConfig) -> set[str]:
-    """The files in the cache, without its own records."""
-    root = Path(config.cache_dir)
-    return {path.name for path in root.rglob("*") if path.is_file() and ".rewardfl" not in path.relative_to(root).parts}
+    """The names of the files whose contents the cache has."""
+    cache = Cache(Path(config.cache_dir))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (cache.own / "sources").iterdir()]
+    return {record["place"][-1] for record in records if cache.is_intact(record["sha256"])}

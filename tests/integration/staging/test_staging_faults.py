@@ -167,7 +167,7 @@ def test_keys_that_differ_only_by_case_are_refused(tmp_path: Path, bucket: Bucke
     assert "faces/Videos" in error.message
 
 
-@pytest.mark.parametrize("where", ["s3", ".rewardfl", "file"])
+@pytest.mark.parametrize("where", ["blobs", "views", ".rewardfl", "file"])
 def test_a_symbolic_link_in_the_cache_is_refused_and_not_followed(tmp_path: Path, bucket: Bucket, where: str) -> None:
     config = configuration(tmp_path, bucket)
     outside, cache = tmp_path / "outside", Path(config.cache_dir)

@@ -11,6 +11,9 @@ from rewardfl_trainer.failures import run_main
 from rewardfl_trainer.log_tail import TailHandler
 from rewardfl_trainer.staging.stage import stage
 
+MAY_NOT = 0o002
+"""A cache that several users share, they share as a group: its folders can be written to by all of it."""
+
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -20,6 +23,7 @@ def main(log: TailHandler) -> None:
     parser.add_argument("--config", default=CONFIG_PATH, help="the trainer's configuration file (default: %(default)s)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[logging.StreamHandler(), log])
+    os.umask(MAY_NOT)
     stage(configuration.load(arguments.config))
 
 

@@ -1,9 +1,14 @@
-"""The folder that files are staged into: safe places, one writer a file, and a record of what lies there.
+"""The folder that files are staged into: each content once, whatever it is called and wherever it came from.
 
-    <cache>/s3/<endpoint>/<bucket>/<key>      the files, as the storage names them
-    <cache>/.rewardfl/{locks,parts,records}/  a lock, the unfinished content and the record of each, under a hash of its place
+    <cache>/blobs/<xx>/<sha256>              the contents, read-only
+    <cache>/views/<id>/<place...>            the same files under the names that the storage gives them: `views`
+    <cache>/.rewardfl/sources/<place>        what lies at a place of the storage: version, size, SHA-256
+    <cache>/.rewardfl/contents/<sha256>      what a content looked like when it was put there, to notice a change
+    <cache>/.rewardfl/{locks,parts}/<place>  a lock and the unfinished content of each place, under a hash of its names
+    <cache>/.rewardfl/leases/                who uses what: `leases`
 
-No component of a path may be a symbolic link, whoever made it. Several stagers may share the folder.
+No component of a path may be a symbolic link, whoever made it. Several stagers may share the folder: a lock for each place makes
+one of them fetch it, and whoever adds or removes contents holds the gate meanwhile.
 """
 
 import contextlib
@@ -13,6 +18,7 @@ import hashlib
 import json
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,59 +27,114 @@ from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.disk import sha256_of
+from rewardfl_trainer.staging.folders import REMOVE_HINT, opened, opened_file, write_whole
+from rewardfl_trainer.staging.leases import Lease
 
 OWN_FOLDER = ".rewardfl"
-MAX_NAME_BYTES = 255
-"""Longest file name that Linux takes."""
+BLOBS, VIEWS = "blobs", "views"
+OWN_KINDS = ("locks", "parts", "sources", "contents", "leases", "views", "building")
+GATE = "gate"
+"""Name of the lock of all contents. No place has it: their names are hashes."""
 
+READ_ONLY = 0o444
 LOCK_POLL_SECONDS = 0.25
 STAT_BLOCK_BYTES = 512
 """Unit of st_blocks, whatever the file system."""
 
-FIRST_PRINTABLE = " "
-REMOVE_HINT = "Remove it from the cache volume."
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+Place = Sequence[str]
+"""The names, from the scheme on, under which a file of a storage is known."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was put at a place, to recognise it again without reading it."""
+class Source:
+    """What lies at a place of the storage."""
 
     version: str
     size: int
-    mtime_ns: int
     sha256: str
 
 
+@dataclass(frozen=True)
+class Content:
+    """What the file of a content looked like when it was put there, to recognise it again without reading it."""
+
+    size: int
+    mtime_ns: int
+
+
 class Cache:
-    """The cache folder at `root`, which is made if need be."""
+    """The cache folder at `root`, which is made if need be.
+
+    Attributes:
+        lease: what it is told of every content that this process uses. None: nothing is kept from being removed.
+        used: the SHA-256 of the content of each place that was found or put here by this process.
+
+    Raises:
+        RewardFLError: it cannot be written to (IoFailed), or a symbolic link is in the way (UnsafePath).
+    """
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self.root = root.resolve()
-        for kind in ("locks", "parts", "records"):
-            with self._folder((OWN_FOLDER, kind), create=True):
-                pass
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.root = root.resolve()
+            for parts in ((BLOBS,), (VIEWS,), *((OWN_FOLDER, kind) for kind in OWN_KINDS)):
+                with opened(self.root, parts, create=True):
+                    pass
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            raise _not_writable(root, error) from error
+        self.own = self.root / OWN_FOLDER
+        self.lease: Lease | None = None
+        self.used: dict[tuple[str, ...], str] = {}
+        self._gate = threading.Lock()
 
-    def path(self, place: Sequence[str]) -> Path:
-        """Return the absolute path of a place."""
-        return self.root.joinpath(*place)
+    def is_current(self, place: Place, version: str, size: int, sha256: str | None = None) -> bool:
+        """Whether the content of a place is there, whole and unchanged since it was put there. If so, it is in use from now on.
 
-    def is_current(self, place: Sequence[str], version: str, size: int) -> bool:
-        """Whether the file at `place` is whole, unchanged since it was put there, and of this version.
+        Args:
+            place: where the storage has it.
+            version: what the storage calls this content.
+            size: its bytes.
+            sha256: its checksum, where the storage announces it: then it may have come from anywhere.
 
         Raises:
             RewardFLError: a symbolic link is in the way (UnsafePath).
         """
-        found = self._stat(place)
-        record = self._record(place)
-        if found is None or record is None or found.st_size != size:
+        if tuple(place) in self.used:
+            return self.find(place, version, size, sha256) is not None
+        with self.gate():
+            found = self.find(place, version, size, sha256)
+            if found is not None:
+                self.use(place, Source(version, size, found))
+        return found is not None
+
+    def find(self, place: Place, version: str, size: int, sha256: str | None = None) -> str | None:
+        """Return the SHA-256 of the content of a place if it is there, whole and unchanged; see `is_current`."""
+        source = self.source(place)
+        known = source.sha256 if source is not None and (source.version, source.size) == (version, size) else sha256
+        return known if known is not None and self.is_intact(known, size) else None
+
+    def is_intact(self, sha256: str, size: int | None = None) -> bool:
+        """Whether a content is there and looks as it did when it was put there. It is not read."""
+        recorded, found = self.content(sha256), self.blob_status(sha256)
+        if recorded is None or found is None or size not in (None, found.st_size):
             return False
-        return (record.version, record.size, record.mtime_ns) == (version, size, found.st_mtime_ns)
+        return recorded == Content(found.st_size, found.st_mtime_ns)
 
     @contextmanager
-    def lock(self, place: Sequence[str], check: Callable[[], None]) -> Iterator[None]:
+    def gate(self) -> Iterator[None]:
+        """Keep all others from adding and removing contents while the block runs, which is to be short."""
+        with self._gate, opened_file(self.own / "locks" / GATE, os.O_RDWR | os.O_CREAT) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def lock(self, place: Place, check: Callable[[], None]) -> Iterator[None]:
         """Hold the lock of a place; while another process holds it, `check` is called now and then and may raise."""
-        with self._own("locks", place, os.O_RDWR | os.O_CREAT) as descriptor:
+        with opened_file(self._own_path("locks", place), os.O_RDWR | os.O_CREAT) as descriptor:
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,136 +144,123 @@ class Cache:
                     time.sleep(LOCK_POLL_SECONDS)
             yield
 
+    def part_path(self, place: Place) -> Path:
+        """Return where the unfinished content of a place lies."""
+        return self._own_path("parts", place)
+
     @contextmanager
-    def part(self, place: Sequence[str], size: int) -> Iterator[int]:
+    def part(self, place: Place, size: int) -> Iterator[int]:
         """Open the unfinished content of a place, emptied, as a descriptor; the caller holds its lock."""
-        with self._own("parts", place, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
+        with opened_file(self.part_path(place), os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
             os.ftruncate(descriptor, size)
             yield descriptor
 
-    def part_bytes(self, place: Sequence[str]) -> int:
+    def part_bytes(self, place: Place) -> int:
         """Return the disk space that unfinished content of a place takes; it is given back when the place is fetched."""
         try:
-            return self._own_path("parts", place).lstat().st_blocks * STAT_BLOCK_BYTES
+            return self.part_path(place).lstat().st_blocks * STAT_BLOCK_BYTES
         except FileNotFoundError:
             return 0
 
-    def discard_part(self, place: Sequence[str]) -> None:
+    def discard_part(self, place: Place) -> None:
         """Remove the unfinished content of a place."""
-        self._own_path("parts", place).unlink(missing_ok=True)
+        self.part_path(place).unlink(missing_ok=True)
 
-    def commit(self, place: Sequence[str], version: str, size: int, *, sha256: str | None = None) -> Path:
-        """Move the finished content of a place to where it belongs and record it. The caller has flushed it to the disk.
+    def commit(self, place: Place, version: str, size: int, *, sha256: str | None = None) -> Path:
+        """Make the finished content of a place part of the cache and return its file. The caller has flushed it to the disk.
 
         Args:
-            place: where it belongs.
+            place: where the storage has it.
             version: what the storage calls this content.
             size: its bytes.
             sha256: its checksum, in hexadecimal digits. None: it is computed here, which reads the content once more.
         """
-        part, record = self._own_path("parts", place), self._own_path("records", place)
+        part = self.part_path(place)
         sha256 = sha256 or sha256_of(part)
-        record.unlink(missing_ok=True)
-        with self._folder(place[:-1], create=True) as folder:
-            try:
-                os.rename(part, place[-1], dst_dir_fd=folder)
-            except IsADirectoryError as error:
-                message = f"cache_dir: {self.path(place)} is a folder where a file has to be"
-                raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
-            mtime_ns = os.stat(place[-1], dir_fd=folder, follow_symlinks=False).st_mtime_ns
-            os.fsync(folder)
-        fresh = record.with_suffix(".new")
-        fresh.write_text(json.dumps({**asdict(Record(version, size, mtime_ns, sha256)), "place": list(place)}), encoding="utf-8")
-        fresh.replace(record)
-        return self.path(place)
+        with self.gate():
+            if self.lease is not None:
+                self.lease.add_content(sha256, place_name(place))
+            if self.is_intact(sha256, size):
+                part.unlink()
+            else:
+                part.chmod(READ_ONLY)
+                self._put(part, sha256)
+            self._note(place, Source(version, size, sha256))
+        return self.blob_path(sha256)
 
-    def _stat(self, place: Sequence[str]) -> os.stat_result | None:
-        """Return what lies at a place; None when it is missing or no regular file."""
+    def _put(self, part: Path, sha256: str) -> None:
+        """Move a file to where the content with this checksum belongs. What is recorded of it is written last."""
+        record = self.own / "contents" / sha256
+        record.unlink(missing_ok=True)
+        with opened(self.root, (BLOBS, sha256[:2]), create=True) as folder:
+            try:
+                os.rename(part, sha256, dst_dir_fd=folder)
+            except IsADirectoryError as error:
+                message = f"cache_dir: {self.blob_path(sha256)} is a folder where a file has to be"
+                raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
+            found = os.stat(sha256, dir_fd=folder, follow_symlinks=False)
+        write_whole(record, json.dumps(asdict(Content(found.st_size, found.st_mtime_ns))))
+
+    def use(self, place: Place, source: Source) -> None:
+        """Note that this process uses the content that is there for a place. The caller holds the gate."""
+        lease, name = self.lease, place_name(place)
+        if lease is not None and (source.sha256 not in lease.contents or name in lease.needs):
+            lease.add_content(source.sha256, name)
+        self._note(place, source)
+
+    def _note(self, place: Place, source: Source) -> None:
+        self.used[tuple(place)] = source.sha256
+        if self.source(place) != source:
+            write_whole(self._own_path("sources", place), json.dumps({**asdict(source), "place": list(place)}))
+
+    def blob_path(self, sha256: str) -> Path:
+        """Return the file of a content."""
+        return self.root / BLOBS / sha256[:2] / sha256
+
+    def blob_status(self, sha256: str) -> os.stat_result | None:
+        """Return the status of the file of a content; None when there is none.
+
+        Raises:
+            RewardFLError: a symbolic link is in the way (UnsafePath).
+        """
         try:
-            with self._folder(place[:-1], create=False) as folder:
-                found = os.stat(place[-1], dir_fd=folder, follow_symlinks=False)
+            with opened(self.root, (BLOBS, sha256[:2]), create=False) as folder:
+                found = os.stat(sha256, dir_fd=folder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if stat.S_ISLNK(found.st_mode):
-            raise _link_in_the_way(self.path(place))
         return found if stat.S_ISREG(found.st_mode) else None
 
-    def _record(self, place: Sequence[str]) -> Record | None:
-        try:
-            content = json.loads(self._own_path("records", place).read_text(encoding="utf-8"))
-            return Record(content["version"], content["size"], content["mtime_ns"], content["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+    def source(self, place: Place) -> Source | None:
+        """Return what is recorded of a place of the storage."""
+        return self.source_named(place_name(place))
 
-    @contextmanager
-    def _folder(self, parts: Sequence[str], create: bool) -> Iterator[int]:
-        """Open the folder, component by component, following no symbolic link."""
-        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for depth, name in enumerate(parts):
-                inner = self._step(descriptor, name, self.root.joinpath(*parts[: depth + 1]), create)
-                os.close(descriptor)
-                descriptor = inner
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def source_named(self, name: str) -> Source | None:
+        """Return what is recorded of the place with this name."""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            content = json.loads((self.own / "sources" / name).read_bytes())
+            return Source(content["version"], content["size"], content["sha256"])
+        return None
 
-    @staticmethod
-    def _step(folder: int, name: str, path: Path, create: bool) -> int:
-        """Open the folder `name` in `folder`, making it if asked to; a file from before in its place is removed."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        if create:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=folder)
-        try:
-            return os.open(name, flags, dir_fd=folder)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-                raise
-            if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                raise _link_in_the_way(path) from error
-            if not create:
-                raise
-        os.unlink(name, dir_fd=folder)
-        os.mkdir(name, dir_fd=folder)
-        return os.open(name, flags, dir_fd=folder)
+    def content(self, sha256: str) -> Content | None:
+        """Return what is recorded of a content."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            return Content(**json.loads((self.own / "contents" / sha256).read_bytes()))
+        return None
 
-    @contextmanager
-    def _own(self, kind: str, place: Sequence[str], flags: int) -> Iterator[int]:
-        """Open the lock or the part of a place."""
-        path = self._own_path(kind, place)
-        try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _link_in_the_way(path) from error
-            raise
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _own_path(self, kind: str, place: Sequence[str]) -> Path:
-        return self.root / OWN_FOLDER / kind / hashlib.sha256("/".join(place).encode()).hexdigest()
+    def _own_path(self, kind: str, place: Place) -> Path:
+        return self.own / kind / place_name(place)
 
 
-def check_place(place: Sequence[str], subject: str) -> None:
-    """Refuse a place that would lie outside its folder, or that no file system can hold.
-
-    Raises:
-        RewardFLError: it does (UnsafePath, exit code 65).
-    """
-    for name in place:
-        if name in ("", ".", "..") or "/" in name or any(character < FIRST_PRINTABLE for character in name):
-            raise unsafe(f"{subject}: the key has a part {name!r}, which is no file name", "Rename the object.")
-        if len(name.encode()) > MAX_NAME_BYTES:
-            raise unsafe(f"{subject}: the key has a part of more than {MAX_NAME_BYTES} bytes", "Rename the object.")
+def place_name(place: Place) -> str:
+    """Return the name of the files that are about a place."""
+    return hashlib.sha256("/".join(place).encode()).hexdigest()
 
 
-def unsafe(message: str, hint: str) -> RewardFLError:
-    """Return the error for a name or link that is refused."""
-    return RewardFLError(Reason.UNSAFE_PATH, message, hint, ExitCode.BAD_DATA)
-
-
-def _link_in_the_way(path: Path) -> RewardFLError:
-    return unsafe(f"cache_dir: {path} is a symbolic link", REMOVE_HINT)
+def _not_writable(root: Path, error: OSError) -> RewardFLError:
+    return RewardFLError(
+        Reason.IO_FAILED,
+        f"cache_dir={root}: user {os.getuid()} cannot write there: {error.strerror}",
+        f"Give the folder to the pods' user, e.g. `chown {os.getuid()}:{os.getgid()}` on the node for cache.hostPath; for a claim"
+        " that is mounted read-only, use one that is not.",
+        ExitCode.IO_ERROR,
+    )

@@ -2,12 +2,12 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_trainer.staging.cache import Cache, check_place, unsafe
+from rewardfl_trainer.staging.folders import check_place, unsafe
 from rewardfl_trainer.staging.remote import Remote, RemoteFile
 from rewardfl_trainer.staging.sources import WILDCARD, Kind, Request
 from rewardfl_trainer.storage_errors import missing_object
@@ -35,32 +35,64 @@ class PlannedFile:
     place: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PlannedSource:
+    """What a source consists of.
+
+    Attributes:
+        parameter: that names it. The files of a parameter are put into a view together.
+        places: of all its files, those that only come along included.
+        named: places that its local path is made of: a model's files; for a folder, one file in it.
+        above: for a folder, how many names below it the named file lies. 0: the source is its files.
+    """
+
+    parameter: str
+    places: tuple[tuple[str, ...], ...]
+    named: tuple[tuple[str, ...], ...]
+    above: int = 0
+
+    def local(self, view: Path) -> str:
+        """Return the path of the source (its entry in staged.json) when its files lie in the folder `view`."""
+        paths = [view.joinpath(*place) for place in self.named]
+        return str(paths[0].parents[self.above - 1]) if self.above else ",".join(map(str, paths))
+
+
 @dataclass
 class Plan:
-    """The files to fetch, each once, and the local path of each source (its key in staged.json)."""
+    """The files to fetch, each once, and what each source (a key of staged.json) consists of."""
 
-    cache: Cache
     files: dict[tuple[str, ...], PlannedFile] = field(default_factory=dict)
-    local: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, PlannedSource] = field(default_factory=dict)
     _folded: dict[str, tuple[tuple[str, ...], bool]] = field(default_factory=dict)
 
-    def add(self, request: Request, remote: Remote) -> None:
-        """Find the files of a request, give each its place, and note the local path of the source.
+    def add(self, request: Request, remote: Remote, found: Sequence[RemoteFile], named: Sequence[str]) -> None:
+        """Give each file that `find` has found for a request its place, and note what the source consists of.
 
         Raises:
-            RewardFLError: nothing is there (exit code 66), a key is unsafe (65), or the storage cannot be used.
+            RewardFLError: a key is unsafe (exit code 65).
         """
-        found, named = find(request, remote)
-        paths = {file.key: self._add_file(file, remote) for file in found}
+        places = {file.key: self._add_file(file, remote) for file in found}
+        above = 0
         if request.kind in (Kind.MODEL, Kind.MODEL_LIST):
             for key in named:
                 if "," in key:
                     raise unsafe(f"{request.subject}: the key {key!r} has a comma, which separates shards", "Rename the object.")
-            self.local[request.text] = ",".join(str(paths[key]) for key in named)
         else:
-            first = paths[named[0]]
+            named = named[:1]
             above = len(named[0].removeprefix(_folder_prefix(request)).split("/"))
-            self.local[request.text] = str(first.parents[above - 1])
+        here = tuple(places[key] for key in named)
+        self.sources[request.text] = PlannedSource(request.parameter, tuple(places.values()), here, above)
+
+    def only(self, places: Set[tuple[str, ...]]) -> "Plan":
+        """Return the plan for some of the files."""
+        return Plan({place: planned for place, planned in self.files.items() if place in places})
+
+    def views(self) -> dict[str, set[tuple[str, ...]]]:
+        """Return the places of the files of each parameter."""
+        views: dict[str, set[tuple[str, ...]]] = {}
+        for source in self.sources.values():
+            views.setdefault(source.parameter, set()).update(source.places)
+        return views
 
     def add_local(self, request: Request) -> None:
         """Check that a source that needs no staging is there.
@@ -74,13 +106,13 @@ class Plan:
             hint = "Correct the path, or mount the volume that holds it."
             raise RewardFLError(reason, f"{request.subject}: does not exist", hint, ExitCode.MISSING_INPUT)
 
-    def _add_file(self, file: RemoteFile, remote: Remote) -> Path:
+    def _add_file(self, file: RemoteFile, remote: Remote) -> tuple[str, ...]:
         place = remote.place(file)
         check_place(place, f"{file.request.subject}: {file.key!r}")
         if place not in self.files:
             self._refuse_collision(place, file)
             self.files[place] = PlannedFile(file, remote, place)
-        return self.cache.path(place)
+        return place
 
     def _refuse_collision(self, place: tuple[str, ...], file: RemoteFile) -> None:
         """Refuse names that a file system without case would mix up, and a file that is another one's folder."""

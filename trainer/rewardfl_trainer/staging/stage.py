@@ -2,29 +2,39 @@
 
 import logging
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
+from rewardfl_api.quantities import bytes_of
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Scheme
 from rewardfl_trainer.progress import SERVICE_ACCOUNT_DIR, Reporter
 from rewardfl_trainer.s3 import Patience, make_client
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.fetch import Fetcher, check_disk
+from rewardfl_trainer.staging.leases import Lease, beating, hand_over
 from rewardfl_trainer.staging.meter import Meter
-from rewardfl_trainer.staging.plan import Plan
+from rewardfl_trainer.staging.plan import Plan, find
 from rewardfl_trainer.staging.remote import Remote
+from rewardfl_trainer.staging.room import Limit, reserve
 from rewardfl_trainer.staging.s3 import S3Remote
 from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests
 from rewardfl_trainer.staging.staged import read_model_list, write_staged
+from rewardfl_trainer.staging.views import publish
 
 POD_INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
 """Set by the Job controller in the pods of an Indexed Job."""
 
 REPORT_INTERVAL_SECONDS = 2.0
 LOG_INTERVAL_SECONDS = 10.0
+LISTINGS_AT_ONCE = 16
+"""Questions for listings and sizes: a model of twenty files far away is looked at in a few round trips."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +60,17 @@ def stage(
     with reporter, closing(Remotes(config)) as remotes:
         reporter.update(phase="Staging", message="looking at what has to be staged")
         cache = Cache(Path(config.cache_dir))
-        listing = Plan(cache)
-        listed = model_list_request(config)
-        text = None
-        if listed is not None:
-            _add(listing, [listed], remotes, local_paths_exist=local_paths_exist)
-            _carry_out(listing, cache, reporter, meter)
-            text = read_model_list(Path(listing.local.get(listed.text, listed.source.path)), listed)
-        models = [request for model in model_requests(config, text) for request in model]
-        plan = Plan(cache)
-        _add(plan, [*folder_requests(config), *models], remotes, local_paths_exist=local_paths_exist)
-        _carry_out(plan, cache, reporter, meter)
-        local = {**listing.local, **plan.local}
-        write_staged(config, local)
+        with _leased(cache, config) as lease:
+            carry_out = partial(_carry_out, cache=cache, lease=lease, limit=_limit(config), reporter=reporter, meter=meter)
+            look = partial(_look, remotes=remotes, local_paths_exist=local_paths_exist)
+            listed, local, text = model_list_request(config), dict[str, str](), None
+            if listed is not None:
+                local = carry_out(look([listed]))
+                text = read_model_list(Path(local.get(listed.text, listed.source.path)), listed)
+            models = [request for model in model_requests(config, text) for request in model]
+            local |= carry_out(look([*folder_requests(config), *models]))
+            hand_over(lease, Path(config.work_dir))
+            write_staged(config, local)
         reporter.update(phase="Staging", message="staged")
     return local
 
@@ -106,30 +114,66 @@ class Remotes:
         return S3Remote(make_client(self._storage, request.parameter))
 
 
-def _add(plan: Plan, requests: Iterable[Request], remotes: Remotes, *, local_paths_exist: bool) -> None:
-    for request in requests:
-        if request.source.is_remote:
-            plan.add(request, remotes.of(request))
-        elif local_paths_exist:
-            plan.add_local(request)
+@contextmanager
+def _leased(cache: Cache, config: TrainerConfig) -> Iterator[Lease]:
+    """Keep what is staged in the block from being removed, also afterwards, until the trainer has ended; not when it fails."""
+    namespace = config.progress.namespace if config.progress is not None else "-"
+    cache.lease = lease = Lease.new(cache.own, f"{namespace}/{config.name} on {socket.gethostname()}")
+    try:
+        with beating(lease):
+            yield lease
+    except BaseException:
+        lease.release()
+        raise
 
 
-def _carry_out(plan: Plan, cache: Cache, reporter: Reporter, meter: Meter) -> None:
-    """Fetch the files of a plan and report how far it is."""
+def _limit(config: TrainerConfig) -> Limit | None:
+    """Return how large the cache may become."""
+    return None if config.cache_max_size is None else Limit(config.cache_max_size, bytes_of(config.cache_max_size))
+
+
+def _look(requests: Sequence[Request], remotes: Remotes, *, local_paths_exist: bool) -> Plan:
+    """Return what the requests need. Their storages are asked several things at once; errors come in the requests' order."""
+    plan, pool = Plan(), ThreadPoolExecutor(LISTINGS_AT_ONCE, thread_name_prefix="list")
+    try:
+        remote = {request: remotes.of(request) for request in requests if request.source.is_remote}
+        found = {request: pool.submit(find, request, storage) for request, storage in remote.items()}
+        for request in requests:
+            if request in remote:
+                plan.add(request, remote[request], *found[request].result())
+            elif local_paths_exist:
+                plan.add_local(request)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return plan
+
+
+def _carry_out(plan: Plan, cache: Cache, lease: Lease, limit: Limit | None, reporter: Reporter, meter: Meter) -> dict[str, str]:
+    """Fetch what is not there of a plan, report how far it is, and return the local path of each source."""
     if not plan.files:
-        return
+        return {}
+    missing = reserve(cache, lease, {place: planned.file for place, planned in plan.files.items()}, limit)
+    for place, planned in plan.files.items():
+        file_meter = meter.expect(place, planned.file.key, planned.file.size)
+        if place not in missing:
+            file_meter.cached()
+    if missing:
+        _fetch(plan.only(missing), cache, reporter, meter)
+    views = {name: publish(cache, {place: cache.used[place] for place in places}) for name, places in plan.views().items()}
+    reporter.update(phase="Staging", staging=meter.snapshot(), message=meter.line())
+    logger.info("%s", meter.line())
+    return {text: source.local(views[source.parameter]) for text, source in plan.sources.items()}
+
+
+def _fetch(plan: Plan, cache: Cache, reporter: Reporter, meter: Meter) -> None:
+    """Fetch the files of a plan and report how far it is."""
     check_disk(plan, cache)
-    files = list(plan.files.values())
-    for planned in files:
-        meter.expect(planned.place, planned.file.key, planned.file.size)
 
     def report() -> None:
         reporter.update(phase="Staging", staging=meter.snapshot(), message=meter.line())
 
     with _every(REPORT_INTERVAL_SECONDS, report), _every(LOG_INTERVAL_SECONDS, lambda: logger.info("%s", meter.line())):
-        Fetcher(cache, meter, Patience.from_environment().attempts).fetch(files)
-    report()
-    logger.info("%s", meter.line())
+        Fetcher(cache, meter, Patience.from_environment().attempts).fetch(plan.files.values())
 
 
 @contextmanager

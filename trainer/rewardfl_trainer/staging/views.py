@@ -1,0 +1,194 @@
+"""Views: the contents of the cache under the names that the storage gives them. They are what staged.json names.
+
+    <cache>/views/<id>/<place...>          a hard link to the content, or a copy where the volume has no hard links
+    <cache>/.rewardfl/views/<id>           which content each of its files has; touched while it is used
+
+The id is a hash of names and contents, so a view never changes: a job that runs keeps its files whatever the bucket has by now,
+jobs that use the same share a view, and a start that finds its view has nothing to build. It is built aside and renamed.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_trainer.staging.cache import READ_ONLY, VIEWS, Cache, Content
+from rewardfl_trainer.staging.folders import files_below, link_in_the_way, opened, write_whole
+
+ID_CHARACTERS = 32
+_NO_HARD_LINK = (
+    errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP,
+)  # fmt: skip
+"""How volumes say that they have no hard links, have no more for this file, or not for a file of another user."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Files = Mapping[tuple[str, ...], str]
+"""The SHA-256 of the content of each file, by its place."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a view consists of."""
+
+    files: dict[str, str]
+    """The SHA-256 of each file, by its path in the view."""
+    copied_bytes: int
+    """Disk space of its own: that of files that are no hard links."""
+
+
+def publish(cache: Cache, files: Files) -> Path:
+    """Return the folder with these files below it, building it unless it is there. It is in use from now on.
+
+    The caller's lease has the contents.
+
+    Raises:
+        RewardFLError: a symbolic link is in the way (UnsafePath), or a content has gone (IoFailed).
+    """
+    name = view_name(files)
+    path = cache.root / VIEWS / name
+    with cache.gate():
+        if cache.lease is not None:
+            cache.lease.add_view(name)
+        if _is_whole(cache, path, files):
+            _touch(cache, name)
+            return path
+    aside = cache.own / "building" / f"{name}-{os.urandom(4).hex()}"
+    copied = _build(cache, aside, files)
+    with cache.gate():
+        if not _is_whole(cache, path, files):
+            _move_away(cache, path)
+            write_manifest(cache, name, Manifest({"/".join(place): sha256 for place, sha256 in sorted(files.items())}, copied))
+            aside.rename(path)
+    remove_tree(aside)
+    return path
+
+
+def view_name(files: Files) -> str:
+    """Return the id of the view with these files."""
+    state = hashlib.sha256()
+    for place, sha256 in sorted(files.items()):
+        state.update(f"{'/'.join(place)}\0{sha256}\n".encode())
+    return state.hexdigest()[:ID_CHARACTERS]
+
+
+def read_manifest(cache: Cache, name: str) -> Manifest | None:
+    """Return what a view consists of; None when that is not known."""
+    try:
+        content = json.loads((cache.own / "views" / name).read_bytes())
+        return Manifest(dict(content["files"]), int(content["copied_bytes"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_manifest(cache: Cache, name: str, manifest: Manifest) -> None:
+    """Record what a view consists of."""
+    content = {"files": manifest.files, "copied_bytes": manifest.copied_bytes}
+    write_whole(cache.own / "views" / name, json.dumps(content))
+
+
+def remove_view(cache: Cache, name: str) -> None:
+    """Remove a view that nobody uses. The caller holds the gate."""
+    _move_away(cache, cache.root / VIEWS / name)
+    (cache.own / "views" / name).unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it, if it is there."""
+    if path.is_symlink():
+        raise link_in_the_way(path)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _touch(cache: Cache, name: str) -> None:
+    try:
+        os.utime(cache.own / "views" / name)
+    except OSError as error:  # another user's, or gone: its age is not known as well, no more
+        logger.debug("view %s: %s", name, error)
+
+
+def _is_whole(cache: Cache, path: Path, files: Files) -> bool:
+    """Whether the view holds exactly these files, and each looks as its content does."""
+    try:
+        with opened(cache.root, (VIEWS, path.name), create=False) as folder:
+            found = files_below(folder, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if found.keys() != files.keys():
+        return False
+    looks: dict[str, Content | None] = {sha256: cache.content(sha256) for sha256 in set(files.values())}
+    return all(Content(status.st_size, status.st_mtime_ns) == looks[files[place]] for place, status in found.items())
+
+
+def _build(cache: Cache, aside: Path, files: Files) -> int:
+    """Make the view in the folder `aside`; return the bytes that had to be copied."""
+    copied, made = 0, set[Path]()
+    for place, sha256 in sorted(files.items()):
+        target = aside.joinpath(*place)
+        if target.parent not in made:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.add(target.parent)
+        copied += _link(cache, cache.blob_path(sha256), target)
+    if copied:
+        logger.warning("%s: %d bytes were copied, since the volume makes no hard links for user %d", aside, copied, os.getuid())
+    return copied
+
+
+def _link(cache: Cache, content: Path, target: Path) -> int:
+    """Give a content another name; return the bytes that had to be copied for it."""
+    try:
+        os.link(content, target, follow_symlinks=False)
+        return 0
+    except FileNotFoundError as error:
+        message = f"cache_dir: {content} was removed while it was staged"
+        hint = "Leave the cache's files to the jobs and to `rewardfl cache prune`."
+        raise RewardFLError(Reason.IO_FAILED, message, hint, ExitCode.IO_ERROR) from error
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINK:
+            raise
+    try:
+        return _copy(content, target)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        message = f"cache_dir={cache.root}: is full, and this volume needs a second copy of {content.stat().st_size} bytes"
+        hint = "Use a volume with hard links, or a larger one; run all jobs of a cache as one user."
+        raise RewardFLError(Reason.DISK_TOO_SMALL, message, hint, ExitCode.IO_ERROR) from error
+
+
+def _copy(content: Path, target: Path) -> int:
+    """Copy a file, sharing the disk space where the file system can; times and content are those of the original."""
+    with content.open("rb") as source, target.open("xb") as copy:
+        before = os.fstat(source.fileno())
+        left = before.st_size
+        try:
+            while left and (count := os.copy_file_range(source.fileno(), copy.fileno(), left)):
+                left -= count
+        except OSError as error:
+            if error.errno in _DISK_FULL or left != before.st_size:
+                raise
+            shutil.copyfileobj(source, copy)  # across file systems, or where the kernel cannot
+        copy.flush()
+        os.fsync(copy.fileno())
+        os.utime(copy.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.fchmod(copy.fileno(), READ_ONLY)
+    return before.st_size
+
+
+def _move_away(cache: Cache, path: Path) -> None:
+    """Take a view out of its place at once, then remove it. Files that somebody has open stay readable for him."""
+    gone = cache.own / "building" / f"{path.name}-{os.urandom(4).hex()}.gone"
+    try:
+        path.rename(gone)
+    except FileNotFoundError:
+        return
+    remove_tree(gone)
