@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_ctrl_c_ends_it_with_130_and_the_same_command_goes_on(tmp_path: Path, bu
         program = [sys.executable, "-m", "rewardfl_api.cli", *command]
         with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             wait_for(lambda: any(seen.key == LOW for seen in proxy.contents()), "the shard is asked for")
-            wait_for(lambda: list((tmp_path / "models").rglob(Path(VAE).name)), "another file is there")
+            wait_for(lambda: list((tmp_path / "models").rglob(sha256(bucket.content[VAE]).hexdigest())), "another file is there")
             began = time.monotonic()
             process.send_signal(signal.SIGINT)
             said, errors = process.communicate(timeout=30)
