@@ -16,13 +16,17 @@ LFS_BYTES = 1000
 
 @dataclass
 class HubStandIn:
-    """One repository on a hub. `org/name` exists, with the branches main and v1 for Hugging Face, master for ModelScope.
+    """A hub with the model repository `org/name` and the dataset `org/faces`.
+
+    `org/name` has the branches main and v1 for Hugging Face, master and v1 for ModelScope; the dataset only main, and master.
 
     Attributes:
+        dataset: the files of the dataset; none: there is no such repository.
         also: a second name of the same repository.
     """
 
     files: dict[str, bytes]
+    dataset: dict[str, bytes] = field(default_factory=dict)
     endpoint: str = ""
     honours_ranges: bool = True
     damaged: set[str] = field(default_factory=set)
@@ -71,6 +75,8 @@ def _serving(hub: HubStandIn, cdn: str) -> Iterator[str]:
                 self.json({"Code": 200, "Data": {"Files": listed}})
             elif path == "/api/v1/models/org/name/repo":
                 self.redirect(query["FilePath"])
+            elif path.removeprefix("/api/v1").startswith(("/api/datasets/", "/datasets/")) and hub.dataset:
+                self.dataset(path, query)
             elif path.startswith("/api/models/org/name/"):
                 self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
             else:
@@ -78,11 +84,30 @@ def _serving(hub: HubStandIn, cdn: str) -> Iterator[str]:
 
         do_HEAD = do_GET
 
+        def dataset(self, path: str, query: dict[str, str]) -> None:
+            if path in ("/api/datasets/org/faces", "/api/datasets/org/faces/revision/main"):
+                self.json({"_id": "2", "id": "org/faces", "sha": COMMIT, "siblings": []})
+            elif path == f"/api/datasets/org/faces/tree/{COMMIT}":
+                self.json([_entry(name, body) for name, body in hub.dataset.items()])
+            elif path.startswith(f"/datasets/org/faces/resolve/{COMMIT}/"):
+                self.redirect(path.removeprefix(f"/datasets/org/faces/resolve/{COMMIT}/"))
+            elif path == "/api/v1/datasets/org/faces/repo/tree" and query["Revision"] == "master":
+                size = int(query["PageSize"])
+                begin = (int(query["PageNumber"]) - 1) * size
+                listed = [_modelscope_entry(name, body) for name, body in hub.dataset.items()]
+                self.json({"Code": 200, "Data": {"Files": listed[begin : begin + size]}})
+            elif path == "/api/v1/datasets/org/faces/repo" and query["Revision"] == "master":
+                self.redirect(query["FilePath"])
+            elif path.startswith("/api/datasets/org/faces/"):
+                self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            else:
+                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
         def redirect(self, name: str) -> None:
             self.answer(302, b"", {"Location": f"{cdn}/cdn/{name}"})
 
         def content(self, name: str) -> None:
-            body = hub.files[name]
+            body = {**hub.files, **hub.dataset}[name]
             if name in hub.damaged:
                 body = body[:-1] + bytes([body[-1] ^ 1])
             wanted = self.headers.get("Range")
@@ -108,7 +133,7 @@ def _serving(hub: HubStandIn, cdn: str) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -14,6 +14,8 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError, TerminationMess
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.s3 import ATTEMPTS_VARIABLE
 from rewardfl_trainer.staging import localize
+from rewardfl_trainer.staging.meter import Meter
+from rewardfl_trainer.staging.plan import REWARD_MODELS
 from rewardfl_trainer.staging.sources import HUB_VARIABLE
 from rewardfl_trainer.staging.stage import stage
 from tests.unit.hub_standin import HubStandIn, hub_stand_in
@@ -92,6 +94,75 @@ def test_models_by_id_and_pattern_come_from_the_chosen_hub(
     paths = localize(config).training.model_paths or []
     assert [Path(path).name for path in paths[1:]] == [Path(BIG).name, "vae.pth"]
     assert f"/{scheme}/" in paths[1]
+
+
+FACES = {"metadata.csv": b"video,prompt", **{f"videos/{number} \u00fc.mp4": b"v%d" % number for number in range(205)}}
+
+
+@pytest.mark.parametrize("scheme", ["hf", "ms"])
+def test_a_dataset_comes_from_a_dataset_repository_however_many_files_it_has(
+    tmp_path: Path, hub: HubStandIn, scheme: str
+) -> None:
+    hub.dataset = FACES
+    config = configuration(tmp_path, eval_dataset=f"{scheme}://org/faces")
+
+    stage(config)
+
+    folder = Path(localize(config).training.eval_dataset or "")
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == FACES
+
+
+@pytest.mark.parametrize("scheme", ["hf", "ms"])
+def test_a_dataset_may_lie_in_a_model_repository(tmp_path: Path, hub: HubStandIn, scheme: str) -> None:
+    hub.files["faces/metadata.csv"] = b"video,prompt"
+    config = configuration(tmp_path).copy_with(dataset=f"{scheme}://org/name:faces/")
+
+    stage(config)
+
+    assert (Path(localize(config).dataset) / "metadata.csv").read_bytes() == b"video,prompt"
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("hf://org/faces@v1", "no revision 'v1'"), ("hf://org/none", "no such repository"), ("ms://org/none", "no such repository")],
+)
+def test_a_dataset_that_the_hub_does_not_have_is_named(tmp_path: Path, hub: HubStandIn, source: str, named: str) -> None:
+    hub.dataset = FACES
+
+    error = failure_of(configuration(tmp_path).copy_with(dataset=source))
+
+    assert (error.reason, error.exit_code) == (Reason.OBJECT_NOT_FOUND, ExitCode.MISSING_INPUT)
+    assert f"dataset={source}" in error.message
+    assert named in error.message
+
+
+def test_every_parameter_may_come_from_a_hub(tmp_path: Path, hub: HubStandIn) -> None:
+    hub.dataset = FACES
+    hub.files["wan/paths.json"] = b'{"high": "../high_noise_model/", "low": "ms://org/name@v1:low_noise_model/*.safetensors"}'
+    for name in REWARD_MODELS:
+        hub.files[f"antelopev2/{name}"] = name.encode()
+    config = configuration(
+        tmp_path,
+        model_paths=["hf://org/name:wan/paths.json"],
+        model_id_with_origin_paths="org/name:vae.pth",
+        reward_model_path="ms://org/name:antelopev2/",
+        tokenizer_path="hf://org/name@v1:google/umt5-xxl/*",
+        eval_dataset="ms://org/faces",
+    ).copy_with(dataset="hf://org/faces")
+
+    meter = Meter()
+    stage(config, meter=meter)
+
+    told = [file.name for file in meter.snapshot().files]
+    assert told.index("antelopev2/glintr100.onnx") < told.index("vae.pth") < told.index("high_noise_model/model ü.safetensors")
+    local = localize(config)
+    assert [Path(path).name for path in local.training.model_paths or []] == ["model ü.safetensors", Path(BIG).name, "vae.pth"]
+    assert all(Path(path).is_file() for path in local.training.model_paths or [])
+    assert sorted(path.name for path in Path(local.training.reward_model_path).iterdir()) == sorted(REWARD_MODELS)
+    assert (Path(local.training.tokenizer_path) / "tokenizer.json").is_file()
+    assert local.dataset != local.training.eval_dataset
+    for folder in (local.dataset, local.training.eval_dataset or ""):
+        assert (Path(folder) / "metadata.csv").is_file()
 
 
 def test_a_folder_of_a_repository_keeps_its_form(tmp_path: Path, hub: HubStandIn) -> None:

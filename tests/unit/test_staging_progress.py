@@ -94,7 +94,7 @@ def api(tmp_path: Path, authority: Authority, tls: ssl.SSLContext, monkeypatch: 
     server.socket = tls.wrap_socket(server.socket, server_side=True)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield stand_in
     server.shutdown()

@@ -2,15 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from rewardfl_api.base import ApiModel
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_api.training import TrainingParameters
 from rewardfl_trainer.staging import localize
-from rewardfl_trainer.staging.sources import HUB_VARIABLE, folder_requests, model_list_request, model_requests
+from rewardfl_trainer.staging.order import needed_first
+from rewardfl_trainer.staging.plan import PlannedFile
+from rewardfl_trainer.staging.remote import Remote, RemoteFile
+from rewardfl_trainer.staging.sources import HUB_VARIABLE, Request, folder_requests, model_list_request, model_requests
 from rewardfl_trainer.staging.staged import write_staged
+
+LONGEST_PATH = "max_length=4096"
+"""How the API declares a text that is a path."""
+
+WRITTEN_TO = ("output", "cache_dir", "work_dir")
 
 
 def configuration(tmp_path: Path, **training: Any) -> TrainerConfig:
@@ -45,6 +55,55 @@ def test_the_evaluation_dataset_is_staged_like_the_dataset_and_becomes_a_local_p
 
     assert localize(config).training.eval_dataset == "/cache/held-out"
     assert localize(configuration(tmp_path)).training.eval_dataset is None
+
+
+def path_fields(model: type[ApiModel]) -> list[str]:
+    """The fields that hold paths, by the type that they are declared with."""
+    return [name for name, field in model.model_fields.items() if LONGEST_PATH in str([field.metadata, field.annotation])]
+
+
+def test_every_path_that_is_read_may_be_a_remote_source_and_is_staged(tmp_path: Path) -> None:
+    read = [name for name in [*path_fields(TrainerConfig), *path_fields(TrainingParameters)] if name not in WRITTEN_TO]
+    assert len(read) == 6, read
+    given: dict[str, Any] = {name: f"s3://bkt/{name}/" for name in read}
+    given |= {"model_paths": ["s3://bkt/model_paths/"], "model_id_with_origin_paths": "o/n:model_id_with_origin_paths/"}
+    config = configuration(tmp_path, **{name: value for name, value in given.items() if name != "dataset"})
+    config = config.copy_with(dataset=given["dataset"])
+
+    requests = [*folder_requests(config), *(request for model in model_requests(config) for request in model)]
+    local = {request.text: f"/local/{request.source.path}" for request in requests}
+    write_staged(config, local)
+    found = localize(config)
+
+    assert sorted(request.source.path.rstrip("/") for request in requests) == sorted(read)
+    assert "s3://" not in found.dump()
+    assert "o/n" not in found.dump()
+
+
+def planned(request: Request, key: str, size: int) -> PlannedFile:
+    return PlannedFile(RemoteFile(request, key, size, "v"), cast(Remote, None), (key,))
+
+
+def test_files_are_fetched_in_the_order_in_which_the_trainer_needs_them(tmp_path: Path) -> None:
+    high, low = (
+        "s3://bkt/high-1.safetensors, s3://bkt/high-2.safetensors",
+        "s3://bkt/low-1.safetensors, s3://bkt/low-2.safetensors",
+    )
+    config = configuration(
+        tmp_path,
+        model_paths=[high, low, "s3://bkt/umt5.pth"],
+        model_id_with_origin_paths="o/n:vae.pth",
+        reward_model_path="s3://bkt/antelopev2/",
+        tokenizer_path="s3://bkt/umt5/",
+    ).copy_with(dataset="s3://bkt/faces/")
+    sizes = {"high-1": 10, "high-2": 4, "low-1": 4, "low-2": 10, "umt5": 11, "vae": 1}
+    models = [request for model in model_requests(config) for request in model]
+    files = [planned(request, Path(request.source.path).stem, sizes[Path(request.source.path).stem]) for request in models]
+    files += [planned(request, request.kind.value, 1000) for request in folder_requests(config)]
+
+    assert [item.file.key for item in needed_first(files)] == [
+        "tokenizer", "reward", "dataset", "vae", "umt5", "high-1", "high-2", "low-1", "low-2",
+    ]  # fmt: skip
 
 
 def test_shards_are_requests_of_their_own_within_one_model(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def played_logs(installation: Installation, folder: Path) -> Iterator[Logs]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     addresses = [{"type": "InternalIP", "address": LOOPBACK}]
     endpoints = {"kubeletEndpoint": {"Port": server.server_port}}

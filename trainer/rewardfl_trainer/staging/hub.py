@@ -2,8 +2,9 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -26,9 +27,17 @@ from rewardfl_trainer.storage_errors import (
 HTTP_OK = 200
 ENDPOINT_HASH_CHARACTERS = 12
 
+RepositoryKind = Literal["model", "dataset"]
+Repository = tuple[str, str | None, bool]
+"""Name, revision, and whether a dataset is looked for."""
+
+
+class MissingRepositoryError(RewardFLError):
+    """The hub has no repository of this name and kind, or only for others."""
+
 
 class HubRemote(ABC):
-    """The model repositories of one hub.
+    """The repositories of one hub: those of models, and for a dataset those of datasets first.
 
     Args:
         endpoint: its URL.
@@ -44,14 +53,16 @@ class HubRemote(ABC):
         timeout = httpx2.Timeout(patience.read_timeout_seconds, connect=patience.connect_timeout_seconds)
         self.client = httpx2.Client(timeout=timeout, follow_redirects=True)
         self._lock = threading.Lock()
-        self._listed: dict[tuple[str, str | None], list[RemoteFile]] = {}
+        self._listed: dict[Repository, list[RemoteFile]] = {}
+        self._kinds: dict[Repository, RepositoryKind] = {}
 
     @abstractmethod
-    def list_repository(self, request: Request) -> list[RemoteFile]:
+    def list_repository(self, request: Request, kind: RepositoryKind) -> list[RemoteFile]:
         """Return every file of the request's repository at its revision.
 
         Raises:
-            RewardFLError: the hub cannot be reached, or has no such repository.
+            MissingRepositoryError: the hub has no such repository.
+            RewardFLError: it cannot be reached, or the repository has no such revision.
         """
 
     @abstractmethod
@@ -68,21 +79,26 @@ class HubRemote(ABC):
 
     def list(self, request: Request, prefix: str) -> list[RemoteFile]:
         """Return every file whose path begins with `prefix`, sorted; the repository is looked at once."""
-        repository = (request.source.location, request.source.revision)
+        repository = repository_of(request)
         with self._lock:
             if repository not in self._listed:
-                self._listed[repository] = sorted(self.list_repository(request), key=lambda file: file.key)
+                self._listed[repository] = sorted(self._look(request), key=lambda file: file.key)
             found = self._listed[repository]
         return [
             RemoteFile(request, file.key, file.size, file.version, file.digest) for file in found if file.key.startswith(prefix)
         ]
 
     def place(self, file: RemoteFile) -> tuple[str, ...]:
-        """Return <scheme>/<hash of the endpoint>/<org>/<name>/<revision>/<path>."""
+        """Return <scheme>/<hash of the endpoint>/<org>/<name>/<revision>/<path>, of a dataset with `datasets` before <org>."""
         endpoint = sha256(self.endpoint.encode()).hexdigest()[:ENDPOINT_HASH_CHARACTERS]
         source = file.request.source
         revision = (source.revision or "default").split("/")
-        return (self.scheme, endpoint, *source.location.split("/"), *revision, *file.key.split("/"))
+        datasets = ("datasets",) if self.kind_of(file.request) == "dataset" else ()
+        return (self.scheme, endpoint, *datasets, *source.location.split("/"), *revision, *file.key.split("/"))
+
+    def kind_of(self, request: Request) -> RepositoryKind:
+        """Return the kind of the repository that was found for a request."""
+        return self._kinds.get(repository_of(request), "model")
 
     def read(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` up to `stop`. A server that ignores ranges is read from its beginning.
@@ -120,11 +136,10 @@ class HubRemote(ABC):
             ExitCode.UNAVAILABLE,
         )
 
-    def missing(self, request: Request, what: str) -> RewardFLError:
+    def missing(self, request: Request, what: str, error: type[RewardFLError] = RewardFLError) -> RewardFLError:
         """Return the error for a repository or revision that the hub does not have."""
-        return RewardFLError(
-            Reason.MODEL_NOT_FOUND, f"{request.subject}: {what} at {self.endpoint}", "Check the name.", ExitCode.MISSING_INPUT
-        )
+        reason = Reason.OBJECT_NOT_FOUND if request.kind is Kind.DATASET else Reason.MODEL_NOT_FOUND
+        return error(reason, f"{request.subject}: {what} at {self.endpoint}", "Check the name.", ExitCode.MISSING_INPUT)
 
     def denied(self, request: Request, token_variable: str) -> RewardFLError:
         """Return the error for a repository that needs a token, or the acceptance of its terms."""
@@ -134,6 +149,17 @@ class HubRemote(ABC):
             f"Accept the repository's terms on the hub and set {token_variable} in the pods, or copy the files to your bucket.",
             ExitCode.BAD_CONFIGURATION,
         )
+
+    def _look(self, request: Request) -> Sequence[RemoteFile]:
+        """List the request's repository: a dataset may also lie in a model repository."""
+        if request.kind is Kind.DATASET:
+            try:
+                found = self.list_repository(request, "dataset")
+            except MissingRepositoryError:
+                return self.list_repository(request, "model")
+            self._kinds[repository_of(request)] = "dataset"
+            return found
+        return self.list_repository(request, "model")
 
     def _check(self, answer: httpx2.Response, file: RemoteFile) -> None:
         """Raise what the status of an answer means."""
@@ -148,6 +174,11 @@ class HubRemote(ABC):
         if status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY_REQUESTS:
             raise InterruptedReadError(final)
         raise final
+
+
+def repository_of(request: Request) -> Repository:
+    """Return the key of a request's repository."""
+    return request.source.location, request.source.revision, request.kind is Kind.DATASET
 
 
 def _hint(request: Request) -> str:

@@ -1,4 +1,7 @@
-"""Hugging Face as a source: hf://org/name[@revision][:pattern], listed by huggingface_hub. HF_ENDPOINT and HF_TOKEN count."""
+"""Hugging Face as a source: hf://org/name[@revision][:pattern], listed by huggingface_hub. HF_ENDPOINT and HF_TOKEN count.
+
+`dataset` and `eval_dataset` mean a dataset repository, or where there is none of that name a model repository.
+"""
 
 import os
 from collections.abc import Mapping
@@ -18,14 +21,14 @@ from huggingface_hub.utils._http import default_client_factory
 
 from rewardfl_api.errors import ExitCode, RewardFLError
 from rewardfl_trainer.s3 import Patience
-from rewardfl_trainer.staging.hub import HubRemote
+from rewardfl_trainer.staging.hub import HubRemote, MissingRepositoryError, Repository, RepositoryKind, repository_of
 from rewardfl_trainer.staging.remote import Digest, RemoteFile
 from rewardfl_trainer.staging.sources import Request
 from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_UNAUTHORIZED
 
 
 class HuggingFaceRemote(HubRemote):
-    """Model repositories of Hugging Face, or of a mirror of it.
+    """Repositories of Hugging Face, or of a mirror of it.
 
     Every file is taken at the commit that the revision names when it is first looked at, so a push cannot mix two commits.
     """
@@ -36,9 +39,9 @@ class HuggingFaceRemote(HubRemote):
         super().__init__(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, "HF_ENDPOINT")
         set_client_factory(_client_with_timeouts)
         self._api = HfApi(endpoint=self.endpoint)
-        self._commits: dict[tuple[str, str | None], str] = {}
+        self._commits: dict[Repository, str] = {}
 
-    def list_repository(self, request: Request) -> list[RemoteFile]:
+    def list_repository(self, request: Request, kind: RepositoryKind) -> list[RemoteFile]:
         """Return every file of the request's repository at the commit of its revision.
 
         Raises:
@@ -46,9 +49,9 @@ class HuggingFaceRemote(HubRemote):
         """
         repository, revision = request.source.location, request.source.revision
         try:
-            commit = self._api.model_info(repository, revision=revision).sha or ""
-            self._commits[repository, revision] = commit
-            tree = self._api.list_repo_tree(repository, recursive=True, revision=commit)
+            commit = self._api.repo_info(repository, revision=revision, repo_type=kind).sha or ""
+            self._commits[repository_of(request)] = commit
+            tree = self._api.list_repo_tree(repository, recursive=True, revision=commit, repo_type=kind)
             return [_file(request, entry) for entry in tree if isinstance(entry, RepoFile)]
         except OfflineModeIsEnabled as error:
             offline = self.unavailable(request, "HF_HUB_OFFLINE is set")
@@ -58,9 +61,8 @@ class HuggingFaceRemote(HubRemote):
 
     def url(self, file: RemoteFile) -> str:
         """Return the URL of a file's content at the commit that was listed."""
-        source = file.request.source
-        commit = self._commits[source.location, source.revision]
-        return hf_hub_url(source.location, file.key, revision=commit, endpoint=self.endpoint)
+        commit, kind = self._commits[repository_of(file.request)], self.kind_of(file.request)
+        return hf_hub_url(file.request.source.location, file.key, repo_type=kind, revision=commit, endpoint=self.endpoint)
 
     def headers(self) -> Mapping[str, str]:
         """Return huggingface_hub's own headers, with the token where there is one."""
@@ -77,7 +79,8 @@ class HuggingFaceRemote(HubRemote):
         if isinstance(error, RevisionNotFoundError):
             return self.missing(request, f"there is no revision {request.source.revision!r}")
         if isinstance(error, RepositoryNotFoundError):
-            return self.missing(request, "there is no such repository, or only for others (HF_TOKEN)")
+            what = "there is no such repository, or only for others (HF_TOKEN)"
+            return self.missing(request, what, MissingRepositoryError)
         if isinstance(error, HfHubHTTPError):
             if error.response.status_code in (HTTP_UNAUTHORIZED, HTTP_FORBIDDEN):
                 return self.denied(request, "HF_TOKEN")

@@ -19,6 +19,7 @@ from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.fetch import Fetcher, check_disk
 from rewardfl_trainer.staging.leases import Lease, beating, hand_over
 from rewardfl_trainer.staging.meter import Meter
+from rewardfl_trainer.staging.order import needed_first
 from rewardfl_trainer.staging.plan import Plan, find
 from rewardfl_trainer.staging.remote import Remote
 from rewardfl_trainer.staging.room import Limit, reserve
@@ -145,6 +146,7 @@ def _look(requests: Sequence[Request], remotes: Remotes, *, local_paths_exist: b
                 plan.add_local(request)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    plan.files = {planned.place: planned for planned in needed_first(plan.files.values())}
     return plan
 
 
