@@ -1,5 +1,6 @@
 """`rewardfl stage` against a real S3 server: what it fetches, says and leaves, also when it is stopped in the middle."""
 
+import hashlib
 import json
 import os
 import signal
@@ -39,6 +40,11 @@ def job(bucket: Bucket, folder: Path, endpoint: str | None = None, **training: A
     file = folder / "job.yaml"
     file.write_text(json.dumps(manifest("face", **places, training=given)), encoding="utf-8")
     return str(file)
+
+
+def is_cached(folder: Path, content: bytes) -> bool:
+    """Whether the cache holds a file of this content; they lie under their SHA-256."""
+    return any(folder.rglob(f"*{hashlib.sha256(content).hexdigest()}"))
 
 
 def test_a_job_is_staged_told_where_it_lies_and_not_fetched_twice(tmp_path: Path, bucket: Bucket) -> None:
