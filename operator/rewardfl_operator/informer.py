@@ -193,7 +193,7 @@ class View:
 
 
 WHOLE = View(slim)
-KEPT_OF_SPEC = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "completions", "parallelism")
+KEPT_OF_SPEC = ("suspend", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "completions", "parallelism")
 
 
 def _versions(objects: dict[str, Raw] | None) -> dict[str, str]:

@@ -19,6 +19,9 @@ GENERATION_ANNOTATION = f"{GROUP}/generation"
 ASKED_ANNOTATION = f"{GROUP}/asked"
 """What the operator has last asked of the fields of a Kubernetes Job that it shares with others."""
 
+RELEASED_ANNOTATION = f"{GROUP}/released"
+"""What an operator that was uninstalled has changed in a Kubernetes Job that goes on without it."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 QUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)

@@ -18,7 +18,7 @@ from rewardfl_api.progress import PROGRESS_KEY
 from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
-from . import events, gang, names, refusals, resources, situation, status, upkeep
+from . import events, gang, leaving, names, refusals, resources, situation, status, upkeep
 from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
 from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
@@ -78,7 +78,7 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster, self._settings, self._store, self._informers = cluster, settings, store, informers
-        self._clock = clock
+        self._clock, self._started = clock, clock()
         self._supporting = SupportingObjects(cluster, settings, informers.supporting, informers.progress)
         self._problems: dict[Key, Problem | None] = {}
         self._workloads = Workloads(cluster)
@@ -202,7 +202,7 @@ class Reconciler:
         metadata = live["metadata"]
         if "deletionTimestamp" in metadata:
             raise refusals.Blocked("the Kubernetes Job is being removed")
-        action = upkeep.of_running(job, live)
+        action = upkeep.of_running(job, live, leaving.released_before(self._started, self._clock()))
         if isinstance(action, upkeep.Remove):
             await self._cluster.delete(JOBS, *key, metadata["uid"], children_first=True)
             raise refusals.Blocked(f"{action.why}: its pods save a checkpoint, then the Kubernetes Job is removed")

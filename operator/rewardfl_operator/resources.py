@@ -33,6 +33,16 @@ class Asked:
         """Return the annotation's text."""
         return json.dumps({"suspend": self.suspend, "labels": self.labels}, sort_keys=True)
 
+    @classmethod
+    def of(cls, live: Manifest) -> "Asked":
+        """Read what was asked of the live Job; of one that does not say so, what it shows."""
+        try:
+            read = json.loads((live["metadata"].get("annotations") or {}).get(names.ASKED_ANNOTATION, ""))
+            return cls(bool(read["suspend"]), {str(key): str(value) for key, value in read["labels"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            labels = {key: value for key, value in (live["metadata"].get("labels") or {}).items() if key in names.QUEUE_LABELS}
+            return cls(bool(live.get("spec", {}).get("suspend")) and not labels, labels)
+
 
 def supporting_objects(job: RewardFLJob, settings: OperatorSettings) -> list[Manifest]:
     """Return what must stand before the first pod starts, in the order in which it is applied."""

@@ -6,16 +6,18 @@ changed: it never repeats itself, so it never fights. Most other fields of a Job
 others, a new Job is made, which goes on from the last checkpoint (docs/decisions/0112-suspend-and-edits.md).
 """
 
-import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rewardfl_api.job import RewardFLJob
 
-from . import names, resources
+from . import leaving, names, resources
 from .observed import JobSeen
 
 Raw = dict[str, Any]
+
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ class Patch:
     body: Raw
 
 
-def of_running(job: RewardFLJob, live: Raw) -> Remove | Patch | None:
-    """Return what is to be done about the live Job of a job whose result is not on record."""
+def of_running(job: RewardFLJob, live: Raw, released_before: datetime = NEVER) -> Remove | Patch | None:
+    """Return what is to be done about the live Job of a job whose result is not on record.
+
+    One that was released before `released_before`, by an operator that was uninstalled then, is this operator's again.
+    """
     if _has_ended(live):
         return None
-    asked_before, labels = asked(live), names.queue_labels(job)
+    asked_before, labels = resources.Asked.of(live), names.queue_labels(job)
     suspend, is_suspended = job.spec.run_policy.suspend, _is_suspended(live)
     if _annotations(live).get(names.SHAPE_ANNOTATION) != resources.shape(job) and (is_suspended or _was_edited(job, live)):
         return Remove("the spec was changed")
@@ -45,7 +50,7 @@ def of_running(job: RewardFLJob, live: Raw) -> Remove | Patch | None:
         return Remove("runPolicy.suspend is true, and a queue decides about the Kubernetes Job's suspend")
     if is_suspended and not suspend and asked_before.labels.keys() - labels.keys():
         return Remove("a label of the queue was removed")
-    return _patch(job, live, asked_before)
+    return _patch(job, live, asked_before, leaving.given_back(live, released_before) or {})
 
 
 def of_finished(job: RewardFLJob, live: Raw) -> Patch | None:
@@ -59,19 +64,10 @@ def of_finished(job: RewardFLJob, live: Raw) -> Patch | None:
     return Patch({"spec": {"ttlSecondsAfterFinished": wanted}})
 
 
-def asked(live: Raw) -> resources.Asked:
-    """Read what was asked of the live Job; of one that does not say so, what it shows."""
-    try:
-        read = json.loads(_annotations(live).get(names.ASKED_ANNOTATION, ""))
-        return resources.Asked(bool(read["suspend"]), {str(key): str(value) for key, value in read["labels"].items()})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        labels = {key: value for key, value in _labels(live).items() if key in names.QUEUE_LABELS}
-        return resources.Asked(_is_suspended(live) and not labels, labels)
-
-
-def _patch(job: RewardFLJob, live: Raw, before: resources.Asked) -> Patch | None:
+def _patch(job: RewardFLJob, live: Raw, before: resources.Asked, given_back: Raw) -> Patch | None:
     """The patch that makes a wish known that has changed; None when none has, or none can be fulfilled now."""
-    spec: Raw = {}
+    spec: Raw = {**given_back.get("spec", {})}
+    annotations: Raw = {**given_back.get("metadata", {}).get("annotations", {})}
     deadline = job.spec.run_policy.active_deadline_seconds
     if live.get("spec", {}).get("activeDeadlineSeconds") != deadline:
         spec["activeDeadlineSeconds"] = deadline
@@ -81,11 +77,15 @@ def _patch(job: RewardFLJob, live: Raw, before: resources.Asked) -> Patch | None
     if suspend != before.suspend:
         spec["suspend"] = suspend
     now = resources.Asked(suspend, {**before.labels, **changed})
-    body: Raw = {"spec": spec} if spec else {}
     if now != before:
-        body["metadata"] = {"annotations": {names.ASKED_ANNOTATION: now.dump()}}
-        body["metadata"] |= {"labels": changed} if changed else {}
+        annotations[names.ASKED_ANNOTATION] = now.dump()
+    metadata = _without_empty({"annotations": annotations, "labels": changed})
+    body = _without_empty({"metadata": metadata, "spec": spec})
     return Patch(body) if body else None
+
+
+def _without_empty(parts: Raw) -> Raw:
+    return {key: value for key, value in parts.items() if value}
 
 
 def _label_changes(wanted: dict[str, str], before: dict[str, str], is_suspended: bool) -> dict[str, str]:

@@ -13,8 +13,20 @@ import yaml
 from charts.generate import CHART, Value, read
 from rewardfl_api import __version__
 from rewardfl_api.crd import generate
+from rewardfl_operator.release import PATIENCE_SECONDS
 from rewardfl_operator.settings import OperatorSettings
-from tests.chart.chart import MATRIX, MUCH, NAMESPACE, NO_RIGHTS, PODS_ARE_SCRAPED, Manifest, one, render, render_text
+from tests.chart.chart import (
+    MATRIX,
+    MUCH,
+    NAMESPACE,
+    NO_RIGHTS,
+    PODS_ARE_SCRAPED,
+    Manifest,
+    annotations,
+    one,
+    render,
+    render_text,
+)
 from tests.cluster.build import HELM
 from tests.cluster.report import ClusterError, run
 
@@ -260,6 +272,35 @@ def test_the_test_pod_is_none_of_the_operators() -> None:
     (pod,) = [item for item in objects if item["kind"] == "Pod"]
 
     assert not selector.items() <= pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_what_runs_before_the_chart_is_uninstalled_is_the_operators_equal_and_none_of_its_pods(values: Manifest) -> None:
+    objects = render(values)
+    (job,) = [item for item in objects if annotations(item).get("helm.sh/hook") == "pre-delete"]
+    template, operator = job["spec"]["template"], one(objects, "Deployment")["spec"]
+    (container,), (of_operator,) = template["spec"]["containers"], operator["template"]["spec"]["containers"]
+
+    assert job["kind"] == "Job"
+    for field in (
+        "serviceAccountName",
+        "securityContext",
+        "imagePullSecrets",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "volumes",
+    ):
+        assert template["spec"].get(field) == operator["template"]["spec"].get(field), field
+    for field in ("image", "imagePullPolicy", "securityContext", "resources", "volumeMounts", "args"):
+        assert container[field] == of_operator[field], field
+    assert job["spec"]["activeDeadlineSeconds"] > PATIENCE_SECONDS
+    selector = operator["selector"]["matchLabels"]
+    assert not selector.items() <= template["metadata"]["labels"].items()
+
+
+def test_nothing_runs_before_the_chart_is_uninstalled_where_that_is_switched_off() -> None:
+    assert not [item for item in render({"uninstall": {"releaseJobs": False}}) if item["kind"] == "Job"]
 
 
 def test_the_operator_understands_the_settings_that_the_chart_writes() -> None:

@@ -1,7 +1,12 @@
-"""The chart as it runs on a real node: `helm test`, metrics through the Service, two replicas."""
+"""The chart as it runs on a real node: `helm test`, metrics through the Service, two replicas, `helm uninstall`."""
+
+import json
+from typing import Any
 
 import pytest
+import yaml
 
+from examples.demo import read_manifest
 from tests.cluster import ClusterError
 from tests.cluster.report import wait_until
 from tests.cluster.stack import CHART, OPERATOR_NAMESPACE, RELEASE, Stack
@@ -62,3 +67,34 @@ def test_of_two_replicas_one_leads_and_the_other_takes_over_and_one_is_enough_ag
     finally:
         upgrade(stack, replicas=1)
     wait_until(lambda: len(pods(stack)) == 1 and holder(stack) != "", "the only one leads", timeout_seconds=60)
+
+
+BUSY = {
+    "spec": {"terminationGracePeriodSeconds": 1, "initContainers": [{"name": "stage", "command": ["sleep"], "args": ["600"]}]}
+}
+
+
+def gang(stack: Stack, namespace: str) -> dict[str, Any]:
+    """A job of two nodes that stages for ten minutes."""
+    job = read_manifest(stack.storage_spec())
+    spec = {**job["spec"], "nodes": 2, "storage": {"endpoint": stack.storage.endpoint}, "template": BUSY}
+    return {**job, "metadata": {"name": "left", "namespace": namespace}, "spec": spec}
+
+
+def test_uninstalling_lets_go_of_a_gang_that_runs_so_that_its_namespace_ends(stack: Stack) -> None:
+    stack.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "left"}})
+    stack.apply(gang(stack, "left"))
+    started = ["get", "pods", "-n", "left", "-o", "jsonpath={.items[*].status.initContainerStatuses[0].state.running.startedAt}"]
+    wait_until(lambda: len(stack.cluster.kubectl(*started).split()) == 2, "both pods run", timeout_seconds=120)
+    values = yaml.safe_load(stack.cluster.helm("get", "values", RELEASE, "-n", OPERATOR_NAMESPACE, "-o", "yaml"))
+    try:
+        stack.cluster.helm("uninstall", RELEASE, "-n", OPERATOR_NAMESPACE, "--wait", "--timeout", "120s")
+
+        of_the_hook = "app.kubernetes.io/component=release"
+        assert stack.cluster.kubectl("get", "jobs,pods", "-n", OPERATOR_NAMESPACE, "-l", of_the_hook, "-o", "name") == ""
+        job = json.loads(stack.cluster.kubectl("get", "job", "left", "-n", "left", "-o", "json"))
+        assert job["status"]["active"] == 2, "the gang goes on"
+        assert job["spec"]["backoffLimit"] == 0
+        stack.cluster.kubectl("delete", "namespace", "left", "--timeout=60s", timeout_seconds=90)
+    finally:
+        stack.install_operator(values)

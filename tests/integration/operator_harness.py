@@ -136,6 +136,24 @@ class Installation:
             raise
         return operator
 
+    def release(self, *more: str) -> str:
+        """Run what the chart runs before it is uninstalled, as the chart's service account, and return its log."""
+        (hook,) = [
+            document
+            for document in yaml.safe_load_all(self.cluster.helm("get", "hooks", RELEASE, "--namespace", NAMESPACE))
+            if document["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+        ]
+        pod = hook["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["serviceAccountName"] == "rewardfl-operator"
+        settings = self.folder / "settings.yaml"
+        settings.write_text(self.get("configmap", "rewardfl-operator", NAMESPACE)["data"]["settings.yaml"], encoding="utf-8")
+        arguments = [argument.replace("/etc/rewardfl-operator", str(self.folder)) for argument in container["args"]]
+        command = [sys.executable, *container["command"][1:], *arguments, "--kubeconfig", self.kubeconfig(), *more]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stderr
+
     def start_process(self, kubeconfig: str = "", **settings: Any) -> Operator:
         """Start an operator. Unless it is told otherwise it is alone, and takes part in no election."""
         number = len(self.operators)
@@ -171,10 +189,10 @@ class Installation:
         more = ["--show-managed-fields"] if managed_fields else []
         return dict(json.loads(self.cluster.kubectl("get", kind, name, "--namespace", namespace, "-o", "json", *more)))
 
-    def find(self, kind: str, name: str) -> Raw | None:
+    def find(self, kind: str, name: str, namespace: str = "default") -> Raw | None:
         """`kubectl get`, None when there is none."""
         try:
-            return self.get(kind, name)
+            return self.get(kind, name, namespace)
         except ClusterError as error:
             if "NotFound" in str(error):
                 return None
@@ -185,42 +203,48 @@ class Installation:
         answer = self.cluster.kubectl("get", CHILD_KINDS, "-l", f"{JOB_LABEL}={job}", "-o", "json")
         return list(json.loads(answer)["items"])
 
-    def pods(self, job: str) -> list[Raw]:
+    def pods(self, job: str, namespace: str = "default") -> list[Raw]:
         """The job's pods that are not being deleted, by index."""
-        items = json.loads(self.cluster.kubectl("get", "pods", "-l", f"{JOB_LABEL}={job}", "-o", "json"))["items"]
+        listing = "get", "pods", "-n", namespace, "-l", f"{JOB_LABEL}={job}", "-o", "json"
+        items = json.loads(self.cluster.kubectl(*listing))["items"]
         live = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
         return sorted(live, key=lambda pod: (index_of(pod), pod["metadata"]["creationTimestamp"]))
 
-    def running_pods(self, job: str) -> list[Raw]:
+    def running_pods(self, job: str, namespace: str = "default") -> list[Raw]:
         """Those of them that have not ended."""
-        return [pod for pod in self.pods(job) if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+        return [pod for pod in self.pods(job, namespace) if pod["status"].get("phase") not in ("Succeeded", "Failed")]
 
     def events(self, job: str) -> list[Raw]:
         """The events of the RewardFLJob."""
         selector = f"involvedObject.kind=RewardFLJob,involvedObject.name={job}"
         return list(json.loads(self.cluster.kubectl("get", "events", "--field-selector", selector, "-o", "json"))["items"])
 
-    def status(self, job: str) -> Raw:
+    def status(self, job: str, namespace: str = "default") -> Raw:
         """The job's status."""
-        return dict(self.get("rewardfljob", job).get("status") or {})
+        return dict(self.get("rewardfljob", job, namespace).get("status") or {})
 
-    def phase(self, job: str) -> str | None:
+    def phase(self, job: str, namespace: str = "default") -> str | None:
         """The job's phase."""
-        return self.status(job).get("phase")
+        return self.status(job, namespace).get("phase")
 
     def condition(self, job: str, kind: str) -> Raw:
         """One condition of the job; empty when it has none of that type."""
         found = [item for item in self.status(job).get("conditions", []) if item["type"] == kind]
         return dict(found[0]) if found else {}
 
-    def patch(self, kind: str, name: str, patch: Raw, subresource: str = "") -> None:
+    def patch(self, kind: str, name: str, patch: Raw, subresource: str = "", namespace: str = "default") -> None:
         """`kubectl patch` (JSON merge patch)."""
         part = [f"--subresource={subresource}"] if subresource else []
-        self.cluster.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(patch), *part)
+        self.cluster.kubectl("patch", kind, name, "-n", namespace, "--type=merge", "-p", json.dumps(patch), *part)
 
-    def wait_for_pods(self, job: str, count: int) -> list[Raw]:
+    def wait_for_pods(self, job: str, count: int, namespace: str = "default") -> list[Raw]:
         """Wait until the Job controller has made `count` pods that run or may run, and return them."""
-        return list(until(f"{count} pods of {job}", lambda: (found := self.running_pods(job)) and len(found) == count and found))
+
+        def all_there() -> list[Raw] | None:
+            found = self.running_pods(job, namespace)
+            return found if len(found) == count else None
+
+        return list(until(f"{count} pods of {job}", all_there))
 
     def _ready_or_dead(self, operator: Operator) -> bool:
         if operator.process.poll() is not None:
@@ -231,8 +255,8 @@ class Installation:
 class Kubelet:
     """Does what a node's kubelet would, to the pods of one job."""
 
-    def __init__(self, installation: Installation, job: str) -> None:
-        self._in, self._job = installation, job
+    def __init__(self, installation: Installation, job: str, namespace: str = "default") -> None:
+        self._in, self._job, self._namespace = installation, job, namespace
         self._started: dict[str, str] = {}
 
     def bind(self, pod: Raw) -> None:
@@ -243,7 +267,8 @@ class Kubelet:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(binding, file)
             file.flush()
-            self._in.cluster.kubectl("create", "--raw", f"/api/v1/namespaces/default/pods/{name}/binding", "-f", file.name)
+            path = f"/api/v1/namespaces/{self._namespace}/pods/{name}/binding"
+            self._in.cluster.kubectl("create", "--raw", path, "-f", file.name)
 
     def stage(self, pod: Raw) -> None:
         """Start the container `stage`."""
@@ -277,18 +302,18 @@ class Kubelet:
 
     def report_text(self, text: str) -> None:
         """Write anything as the progress document."""
-        self._in.patch("configmap", f"{self._job}-progress", {"data": {"progress.json": text}})
+        self._in.patch("configmap", f"{self._job}-progress", {"data": {"progress.json": text}}, namespace=self._namespace)
 
     def remove_deleted(self) -> None:
         """Remove pods that were deleted and whose containers have ended by then."""
-        items = json.loads(self._in.cluster.kubectl("get", "pods", "-l", f"{JOB_LABEL}={self._job}", "-o", "json"))["items"]
-        for pod in items:
+        listing = "get", "pods", "-n", self._namespace, "-l", f"{JOB_LABEL}={self._job}", "-o", "json"
+        for pod in json.loads(self._in.cluster.kubectl(*listing))["items"]:
             if "deletionTimestamp" in pod["metadata"]:
                 with suppress(ClusterError):
                     if pod["status"].get("phase") not in ("Succeeded", "Failed"):
                         self.end(pod, 143)
-                    name = pod["metadata"]["name"]
-                    self._in.cluster.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
+                    at_once = "-n", self._namespace, "--grace-period=0", "--force", "--wait=false"
+                    self._in.cluster.kubectl("delete", "pod", pod["metadata"]["name"], *at_once)
 
     def _status(self, pod: Raw, phase: str, stage: Raw, trainer: Raw) -> None:
         def container(name: str, state: Raw) -> Raw:
@@ -300,7 +325,7 @@ class Kubelet:
             "initContainerStatuses": [container("stage", stage)],
             "containerStatuses": [container("trainer", trainer)],
         }
-        self._in.patch("pod", pod["metadata"]["name"], {"status": status}, subresource="status")
+        self._in.patch("pod", pod["metadata"]["name"], {"status": status}, subresource="status", namespace=self._namespace)
 
 
 def index_of(pod: Raw) -> int:

@@ -4,6 +4,8 @@ import json
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ MOST_MEGABYTES = 150.0
 """The benchmark holds the figure for a thousand jobs; this notices when a job costs a megabyte."""
 
 STOP_SECONDS = 10.0
+UNLIMITED = 2**31 - 1
+"""What Kubernetes takes for `backoffLimit` where each index has a limit of its own."""
+
 ALL_CHILDREN = "jobs,configmaps,services,serviceaccounts,roles,rolebindings,networkpolicies,pods"
 
 
@@ -33,31 +38,73 @@ def staging(installation: Installation, job: str, **spec: Any) -> tuple[Kubelet,
 
 def evict(installation: Installation, pod: dict[str, Any]) -> None:
     """Evict a pod as `kubectl drain` does."""
-    name = pod["metadata"]["name"]
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": "default"}}
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(eviction, file)
         file.flush()
-        installation.cluster.kubectl("create", "--raw", f"/api/v1/namespaces/default/pods/{name}/eviction", "-f", file.name)
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}/eviction"
+        installation.cluster.kubectl("create", "--raw", path, "-f", file.name)
 
 
-def run_in_namespace(installation: Installation, namespace: str, pods: int) -> None:
-    """Run a job in a namespace of its own."""
-    installation.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    # The namespace controller looks again after half of the longest grace period that it has seen.
-    job = manifest("resident", nodes=pods, template={"spec": {"terminationGracePeriodSeconds": 10}})
-    installation.create({**job, "metadata": {**job["metadata"], "namespace": namespace}})
-    listing = "get", "pods", "--namespace", namespace, "-o", "name"
-    until("its pods", lambda: len(installation.cluster.kubectl(*listing).split()) == pods)
-    path = "jsonpath={.items[*].status.phase}"
-    until("its status", lambda: installation.cluster.kubectl("get", "rfl", "--namespace", namespace, "-o", path) == "Pending")
+@dataclass
+class Resident:
+    """A job in a namespace of its own, and the node that it runs on."""
+
+    installation: Installation
+    namespace: str
+
+    @classmethod
+    def settle(cls, installation: Installation, *namespaces: str, pods: int = 2) -> list["Resident"]:
+        """Create the namespaces with a job in each, and wait until the jobs have their pods."""
+        # The namespace controller looks again after half of the longest grace period that it has seen.
+        job = manifest("resident", nodes=pods, template={"spec": {"terminationGracePeriodSeconds": 10}})
+        items = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in namespaces]
+        items += [{**job, "metadata": {**job["metadata"], "namespace": name}} for name in namespaces]
+        installation.cluster.kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        for name in namespaces:
+            installation.wait_for_pods("resident", pods, name)
+        return [cls(installation, name) for name in namespaces]
+
+    @cached_property
+    def kubelet(self) -> Kubelet:
+        return Kubelet(self.installation, "resident", self.namespace)
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Those that run or may run."""
+        return self.installation.running_pods("resident", self.namespace)
+
+    def train(self) -> None:
+        for pod in self.pods():
+            self.kubelet.bind(pod)
+            self.kubelet.train(pod)
+
+    def job(self) -> dict[str, Any]:
+        """The Kubernetes Job."""
+        return self.installation.get("job", "resident", self.namespace)
+
+    def ends(self) -> bool:
+        """Whether the namespace is gone; its pods end on their node meanwhile."""
+        if self.installation.find("namespace", self.namespace) is None:
+            return True
+        self.kubelet.remove_deleted()
+        return False
 
 
-def delete_namespace(installation: Installation, namespace: str) -> None:
-    """Delete a namespace, and wait until it is gone."""
-    installation.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
-    listing = "get", "namespace", namespace, "-o", "json", "--ignore-not-found"
-    until(f"the namespace {namespace} is gone", lambda: not installation.cluster.kubectl(*listing))
+def delete_namespaces(*residents: Resident) -> None:
+    """Delete the namespaces, and wait until they are gone."""
+    names = [resident.namespace for resident in residents]
+    residents[0].installation.cluster.kubectl("delete", "namespace", *names, "--wait=false")
+    left = set(names)
+
+    def gone() -> bool:
+        left.difference_update([resident.namespace for resident in residents if resident.namespace in left and resident.ends()])
+        return not left
+
+    try:
+        until("the namespaces are gone", gone)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {', '.join(sorted(left))}") from error
 
 
 def resident_megabytes(operator: Operator) -> float:
@@ -87,6 +134,43 @@ def test_many_jobs_get_all_their_objects_also_when_the_operator_is_replaced_half
         phases = ["get", "rewardfljobs", "-o", "jsonpath={.items[*].status.phase}"]
         until("all statuses", lambda: installation.cluster.kubectl(*phases).split().count("Pending") == MANY)
         assert resident_megabytes(second) < MOST_MEGABYTES
+
+
+def test_an_operator_takes_back_what_was_released_before_it_was_there(installation: Installation) -> None:
+    def retries() -> tuple[int, bool]:
+        """The limit of failures, and whether it is on record that it was lowered."""
+        job = installation.get("job", "kept")
+        return job["spec"]["backoffLimit"], "rewardfl.io/released" in job["metadata"]["annotations"]
+
+    with installation.operator():
+        kubelet, pods = staging(installation, "kept")
+        installation.release()
+        for pod in pods:
+            kubelet.train(pod)
+        kubelet.report(phase="Training", step=1, total_steps=40)
+        until("the operator has looked at it again", lambda: installation.phase("kept") == "Training")
+        assert retries() == (0, True), "the one that is being uninstalled leaves it"
+    with installation.operator():
+        until("it is as before", lambda: retries() == (UNLIMITED, False))
+    before = installation.get("job", "kept")["metadata"]["generation"]
+    with installation.operator():
+        kubelet.report(phase="Training", step=2, total_steps=40)
+        until("another one, after an upgrade, has looked at it", lambda: installation.status("kept").get("step") == 2)
+        assert installation.get("job", "kept")["metadata"]["generation"] == before
+
+
+def test_a_gang_that_cannot_be_waited_for_ends_when_it_is_released(installation: Installation) -> None:
+    (pod, other), job = installation.running_pods("kept"), "kept"
+    for lost in (pod, other):
+        Kubelet(installation, job).end(lost, 1)
+    until("the Job controller knows", lambda: not installation.get("job", job)["status"].get("active"))
+
+    installation.release("--patience-seconds", "0")
+
+    ended = "jsonpath={.status.conditions[?(@.type=='Failed')].reason}"
+    until("it has ended", lambda: installation.cluster.kubectl("get", "job", job, "-o", ended) == "BackoffLimitExceeded")
+    assert not any("finalizers" in pod["metadata"] for pod in installation.pods(job))
+    installation.cluster.kubectl("delete", "rewardfljob", job, "--wait=false")
 
 
 def test_a_drained_pod_is_no_failure_and_the_gang_goes_on(installation: Installation, operator: Operator) -> None:
@@ -134,19 +218,34 @@ def test_a_job_that_is_deleted_while_it_stages_leaves_nothing_behind(installatio
 
 
 def test_a_namespace_is_deleted_with_the_jobs_that_run_in_it(installation: Installation, operator: Operator) -> None:
-    run_in_namespace(installation, "doomed", pods=2)
+    (doomed,) = Resident.settle(installation, "doomed")
+    until("its status", lambda: installation.phase("resident", "doomed") == "Pending")
 
-    delete_namespace(installation, "doomed")
+    delete_namespaces(doomed)
 
 
 def test_without_the_operator_nothing_of_a_job_or_of_its_namespace_hangs(installation: Installation, operator: Operator) -> None:
-    run_in_namespace(installation, "abandoned", pods=2)
-    run_in_namespace(installation, "abandoned-alone", pods=1)
-    assert "finalizers" not in installation.get("rewardfljob", "resident", "abandoned")["metadata"]
+    (alone,) = Resident.settle(installation, "left-alone", pods=1)
+    gangs = Resident.settle(
+        installation, *(f"left-{state}" for state in ("pending", "running", "suspended", "broken", "drained"))
+    )
+    pending, running, suspended, broken, drained = gangs
+    for gang in (running, suspended, broken, drained):
+        gang.train()
+    suspended.kubelet.end(suspended.pods()[1], 1)
+    stop = {"spec": {"runPolicy": {"suspend": True}}}
+    installation.patch("rewardfljob", "resident", stop, namespace=suspended.namespace)
+    until("it is suspended", lambda: installation.phase("resident", suspended.namespace) == "Suspended")
     operator.kill()
-    installation.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    broken.kubelet.end(broken.pods()[1], 1)
+    for pod in drained.pods():
+        evict(installation, pod)
+        drained.kubelet.end(pod, 143)
 
-    delete_namespace(installation, "abandoned-alone")
-    # Pods of a gang wait for their successors, as the Job controller wants it: its jobs go first.
-    installation.cluster.kubectl("delete", "rewardfljobs", "--all", "--namespace", "abandoned", "--wait=false")
-    delete_namespace(installation, "abandoned")
+    installation.release()
+    installation.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--no-hooks", "--wait")
+
+    assert [gang.job()["spec"]["backoffLimit"] for gang in (alone, pending, running, broken, drained)] == [3, 0, 0, 1, 0]
+    assert installation.find("job", "resident", suspended.namespace) is None
+    assert [len(gang.pods()) for gang in (broken, drained)] == [2, 2], "it has waited for them"
+    delete_namespaces(alone, *gangs)

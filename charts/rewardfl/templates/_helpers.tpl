@@ -52,6 +52,36 @@ app.kubernetes.io/part-of: rewardfl
 {{- toYaml (merge (dict "app.kubernetes.io/component" "test") (include "rewardfl.selectorLabels" . | fromYaml)) -}}
 {{- end -}}
 
+{{/* The same for the pod that runs before the chart is uninstalled. */}}
+{{- define "rewardfl.releaseLabels" -}}
+{{- toYaml (merge (dict "app.kubernetes.io/component" "release") (include "rewardfl.labels" . | fromYaml)) -}}
+{{- end -}}
+
+{{/* What every pod of the chart is given: who it may be, and where it may run. */}}
+{{- define "rewardfl.podSettings" -}}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{- define "rewardfl.annotations" -}}
 {{- with .Values.commonAnnotations }}
 annotations:
@@ -79,7 +109,8 @@ annotations:
 - apiGroups: [rewardfl.io]
   resources: [rewardfljobs/status]
   verbs: [patch]
-# The Indexed Job of each RewardFLJob; deleted when the job is made anew in another shape, or leaves its queue.
+# The Indexed Job of each RewardFLJob; deleted when the job is made anew in another shape, or leaves its queue. What runs before
+# the chart is uninstalled has these rights as well.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
