@@ -82,6 +82,17 @@ def test_a_second_start_reads_no_content_from_the_hub(tmp_path: Path, hub: HubSt
     assert hub.contents() == []
 
 
+def test_what_one_hub_has_brought_is_not_fetched_from_the_other(tmp_path: Path, hub: HubStandIn) -> None:
+    stage(configuration(tmp_path, model_paths=[f"hf://org/name:{BIG}"]))
+    assert hub.contents()
+    hub.seen.clear()
+
+    local = stage(configuration(tmp_path, model_paths=[f"ms://org/name:{BIG}"]))
+
+    assert hub.contents() == []
+    assert Path(local[f"ms://org/name:{BIG}"]).read_bytes() == hub.files[BIG]
+
+
 @pytest.mark.parametrize(("hub_name", "scheme"), [("huggingface", "hf"), ("modelscope", "ms")])
 def test_models_by_id_and_pattern_come_from_the_chosen_hub(
     tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, hub_name: str, scheme: str

@@ -30,7 +30,21 @@ Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="File to re
 JobName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the RewardFLJob.")]
 
 
-ORDER = ("validate", "submit", "list", "watch", "logs", "describe", "suspend", "resume", "delete", "estimate", "stage", "convert")
+ORDER = (
+    "validate",
+    "submit",
+    "list",
+    "watch",
+    "logs",
+    "describe",
+    "suspend",
+    "resume",
+    "delete",
+    "estimate",
+    "stage",
+    "cache",
+    "convert",
+)
 """Of the commands in the help: as they are used, the others after them."""
 
 

@@ -32,7 +32,7 @@ from rewardfl_trainer.staging.leases import Lease
 
 OWN_FOLDER = ".rewardfl"
 BLOBS, VIEWS = "blobs", "views"
-OWN_KINDS = ("locks", "parts", "sources", "contents", "leases", "views", "building")
+OWN_KINDS = ("locks", "parts", "sources", "contents", "leases", "views")
 GATE = "gate"
 """Name of the lock of all contents. No place has it: their names are hashes."""
 

@@ -18,6 +18,9 @@ MAX_NAME_BYTES = 255
 
 FIRST_PRINTABLE = " "
 REMOVE_HINT = "Remove it from the cache volume."
+FRESH = ".new"
+"""How the names of small files end that are not finished."""
+
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -97,7 +100,7 @@ def files_below(folder: int, path: Path) -> dict[tuple[str, ...], os.stat_result
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file whole or not at all. Not flushed: whoever reads it compares it with what it is about."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{FRESH}")
     with opened_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         os.write(descriptor, text.encode())
     fresh.replace(path)

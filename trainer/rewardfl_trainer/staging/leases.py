@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from rewardfl_trainer.staging.folders import opened_file, write_whole
+from rewardfl_trainer.staging.folders import FRESH, opened_file, write_whole
 
 BEAT_SECONDS = 60.0
 DEAD_AFTER_SECONDS = 900.0
@@ -154,7 +154,7 @@ def live(own_folder: Path) -> list[Lease]:
     found = []
     for path in sorted(folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):
-            if path.name.startswith(".") or path.suffix == ".new":
+            if path.name.startswith(".") or path.suffix == FRESH:
                 continue
             if now_ns - path.lstat().st_mtime_ns > DEAD_AFTER_SECONDS * 1e9:
                 path.unlink()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_trainer.staging.cache import Cache, Source, place_name
+from rewardfl_trainer.staging.cache import VIEWS, Cache, Source, place_name
 from rewardfl_trainer.staging.leases import Lease, Need
 from rewardfl_trainer.staging.remote import RemoteFile
 from rewardfl_trainer.staging.usage import Entry, Kind, Survey, survey
@@ -48,8 +48,17 @@ def reserve(cache: Cache, lease: Lease, wanted: Wanted, limit: Limit | None = No
             if sha256 is not None:
                 cache.use(place, Source(wanted[place].version, wanted[place].size, sha256))
         if missing:
-            make_room(cache, limit)
+            _make_room_or_withdraw(cache, lease, limit)
     return missing
+
+
+def _make_room_or_withdraw(cache: Cache, lease: Lease, limit: Limit | None) -> None:
+    try:
+        make_room(cache, limit)
+    except BaseException:
+        lease.needs.clear()
+        lease.write()
+        raise
 
 
 def sha256_of(file: RemoteFile) -> str | None:
@@ -91,12 +100,15 @@ def remove(cache: Cache, held: Survey, to_free: float) -> int:
     for entry in held.unused():
         if freed >= to_free:
             break
-        freed += remove_entry(cache, held, entry)
+        freed += remove_entry(cache, held, entry) or 0
     return freed
 
 
-def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int:
-    """Remove an entry that nobody uses; return the bytes that this gave back. The caller holds the gate."""
+def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int | None:
+    """Remove an entry that nobody uses; return the bytes that this gave back, None if it cannot be removed.
+
+    The caller holds the gate.
+    """
     try:
         match entry.kind:
             case Kind.CONTENT:
@@ -109,10 +121,10 @@ def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int:
             case Kind.PART:
                 (cache.own / "parts" / entry.name).unlink(missing_ok=True)
             case Kind.LEFTOVER:
-                remove_tree(cache.own / "building" / entry.name)
+                remove_tree(cache.root / VIEWS / entry.name)
     except OSError as error:
         logger.warning("%s %s cannot be removed from %s: %s", entry.kind, entry.name, cache.root, error)
-        return 0
+        return None
     return entry.size
 
 

@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from rewardfl_trainer.staging.cache import BLOBS, STAT_BLOCK_BYTES, VIEWS, Cache
+from rewardfl_trainer.staging.folders import FRESH
 from rewardfl_trainer.staging.leases import DEAD_AFTER_SECONDS, Lease, Need, live, time_of_the_volume
-from rewardfl_trainer.staging.views import read_manifest
+from rewardfl_trainer.staging.views import ASIDE, read_manifest
 
 
 class Kind(StrEnum):
@@ -114,7 +115,7 @@ def _views(
 ) -> Iterator[Entry]:
     """Yield the views, and note for their contents who uses them, when they were used, and where they are named."""
     names = {path.name for path in _folders(cache.root / VIEWS)} | {path.name for path, _ in _files(cache.own / "views")}
-    for name in sorted(names):
+    for name in sorted(name for name in names if not name.startswith(ASIDE) and not name.endswith(FRESH)):
         holders = {lease.holder for lease in leases if name in lease.views}
         used_ns = _mtime_ns(cache.own / "views" / name) or _mtime_ns(cache.root / VIEWS / name)
         manifest = read_manifest(cache, name)
@@ -126,10 +127,10 @@ def _views(
 
 
 def _leftovers(cache: Cache, now_ns: int) -> Iterator[Entry]:
-    """Yield the folders in which a view was being built by somebody who must be gone by now."""
-    for path in _folders(cache.own / "building"):
+    """Yield the folders in which a view was being built, or removed, by somebody who must be gone by now."""
+    for path in _folders(cache.root / VIEWS):
         used_ns = _mtime_ns(path)
-        if now_ns - used_ns > DEAD_AFTER_SECONDS * 1e9:
+        if path.name.startswith(ASIDE) and now_ns - used_ns > DEAD_AFTER_SECONDS * 1e9:
             yield Entry(Kind.LEFTOVER, path.name, 0, used_ns)
 
 

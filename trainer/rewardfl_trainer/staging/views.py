@@ -22,6 +22,9 @@ from rewardfl_trainer.staging.cache import READ_ONLY, VIEWS, Cache, Content
 from rewardfl_trainer.staging.folders import files_below, link_in_the_way, opened, write_whole
 
 ID_CHARACTERS = 32
+ASIDE = "."
+"""What the names of views begin with that are not finished, or being removed."""
+
 _NO_HARD_LINK = (
     errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP,
 )  # fmt: skip
@@ -61,7 +64,7 @@ def publish(cache: Cache, files: Files) -> Path:
         if _is_whole(cache, path, files):
             _touch(cache, name)
             return path
-    aside = cache.own / "building" / f"{name}-{os.urandom(4).hex()}"
+    aside = cache.root / VIEWS / f"{ASIDE}{name}-{os.urandom(4).hex()}"
     copied = _build(cache, aside, files)
     with cache.gate():
         if not _is_whole(cache, path, files):
@@ -186,7 +189,7 @@ def _copy(content: Path, target: Path) -> int:
 
 def _move_away(cache: Cache, path: Path) -> None:
     """Take a view out of its place at once, then remove it. Files that somebody has open stay readable for him."""
-    gone = cache.own / "building" / f"{path.name}-{os.urandom(4).hex()}.gone"
+    gone = cache.root / VIEWS / f"{ASIDE}{path.name}-{os.urandom(4).hex()}"
     try:
         path.rename(gone)
     except FileNotFoundError:
