@@ -19,8 +19,8 @@ PLACE = ("s3", "endpoint", "bucket", "a", "b.bin")
 
 
 def put(cache: Cache, content: bytes, version: str = "v1") -> Path:
-    with cache.lock(PLACE, lambda: None), cache.part(PLACE, len(content)) as part:
-        os.pwrite(part, content, 0)
+    with cache.lock(PLACE, lambda: None):
+        cache.part_path(PLACE).write_bytes(content)
     return cache.commit(PLACE, version, len(content))
 
 

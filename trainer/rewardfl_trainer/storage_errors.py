@@ -66,14 +66,14 @@ def translate(error: Exception, subject: str, endpoint: str) -> Exception:
     """Return the error that `error` is for a user; `subject` is `parameter=uri`."""
     if isinstance(error, boto3.exceptions.Boto3Error):
         inner = error.__cause__ or error.__context__
-        return translate(inner, subject, endpoint) if isinstance(inner, Exception) else _unavailable(subject, endpoint, error)
+        return translate(inner, subject, endpoint) if isinstance(inner, Exception) else unavailable(subject, endpoint, error)
     if isinstance(error, botocore.ClientError):
         return _of_response(error, subject, endpoint)
     if isinstance(error, _NO_CREDENTIALS):
         return _denied(subject, endpoint, f"no usable credentials ({type(error).__name__})")
     if isinstance(error, botocore.ParamValidationError | botocore.InvalidRegionError):
         return RewardFLError(Reason.BAD_CONFIGURATION, f"{subject}: {error}", "Correct the URI.", ExitCode.BAD_CONFIGURATION)
-    return _unavailable(subject, endpoint, error)
+    return unavailable(subject, endpoint, error)
 
 
 def status_of(error: botocore.ClientError) -> int:
@@ -112,7 +112,7 @@ def _of_response(error: botocore.ClientError, subject: str, endpoint: str) -> Ex
     if status in (HTTP_PRECONDITION_FAILED, HTTP_RANGE_NOT_SATISFIABLE):
         return ObjectChangedError(subject)
     if code in _BUSY_CODES or status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY_REQUESTS:
-        return _unavailable(subject, endpoint, f"{code or 'error'} (HTTP {status})")
+        return unavailable(subject, endpoint, f"{code or 'error'} (HTTP {status})")
     if code in _REGION_CODES:
         return RewardFLError(
             Reason.BAD_CONFIGURATION,
@@ -122,7 +122,7 @@ def _of_response(error: botocore.ClientError, subject: str, endpoint: str) -> Ex
         )
     if code in _DENIED_CODES or status in (HTTP_UNAUTHORIZED, HTTP_FORBIDDEN, HTTP_BAD_REQUEST):
         return _denied(subject, endpoint, f"{code or 'refused'} (HTTP {status})")
-    return _unavailable(subject, endpoint, f"unexpected answer {code} (HTTP {status})")
+    return unavailable(subject, endpoint, f"unexpected answer {code} (HTTP {status})")
 
 
 def _denied(subject: str, endpoint: str, why: str) -> RewardFLError:
@@ -131,7 +131,8 @@ def _denied(subject: str, endpoint: str, why: str) -> RewardFLError:
     return RewardFLError(Reason.STORAGE_ACCESS_DENIED, message, hint, ExitCode.BAD_CONFIGURATION)
 
 
-def _unavailable(subject: str, endpoint: str, why: object) -> RewardFLError:
+def unavailable(subject: str, endpoint: str, why: object) -> RewardFLError:
+    """Return the error for a service that does not do what it is asked; `why` is an exception or the reason in words."""
     hint = "Check storage.endpoint and the network between the cluster and it."
     if isinstance(why, botocore.SSLError):
         hint = "Check the certificate of storage.endpoint; name a private authority's bundle in AWS_CA_BUNDLE."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 SHARD_BYTES = 17 * 2**20
-"""Two ranges of the fetcher and two parts of an upload, the second of them not full."""
+"""Three ranges of the fetcher and two parts of an upload, the last of them not full."""
 
 MODEL = "Wan2.2-I2V-A14B"
 HIGH = [f"{MODEL}/high_noise_model/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]

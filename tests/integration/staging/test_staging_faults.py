@@ -1,7 +1,9 @@
 """Staging when servers, networks, disks, keys and other people misbehave; the S3 server is real, a proxy spoils its answers."""
 
+import contextlib
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from rewardfl_api.errors import ExitCode, Reason
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.staging.part import RANGE_BYTES
 from rewardfl_trainer.staging.stage import stage
 from tests.integration.fault_proxy import Exchange, FaultProxy, fault_proxy
 from tests.integration.staging.buckets import (
@@ -69,8 +73,8 @@ def test_an_answer_that_is_cut_off_is_continued_where_it_broke(tmp_path: Path, b
         ranges = [exchange.headers["range"] for exchange in proxy.contents() if exchange.key == LOW]
 
     assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
-    assert len(ranges) == 5
-    assert len(set(ranges)) >= 4, "a range that broke off is not read again from its beginning"
+    assert len(ranges) == 6
+    assert len(set(ranges)) == 5, "a range that broke off is not read again from its beginning"
 
 
 def _replace_on_read(bucket: Bucket, times: int) -> Callable[[Exchange], None]:
@@ -128,7 +132,8 @@ def test_content_that_is_damaged_on_its_way_is_noticed_by_its_checksum(tmp_path:
 def test_the_etag_of_an_encrypted_object_is_not_taken_for_its_checksum(tmp_path: Path, bucket: Bucket) -> None:
     def encrypt(exchange: Exchange) -> None:
         if exchange.key == VAE:
-            exchange.answer_headers.append(("x-amz-server-side-encryption", "aws:kms"))
+            kept = [(name, value) for name, value in exchange.answer_headers if not name.lower().startswith("x-amz-checksum")]
+            exchange.answer_headers = [*kept, ("x-amz-server-side-encryption", "aws:kms")]
             exchange.body = bytes(byte ^ 1 for byte in exchange.body)
 
     with fault_proxy(bucket.endpoint) as proxy:
@@ -249,18 +254,114 @@ def test_sigterm_ends_a_stage_at_once_with_143(tmp_path: Path, bucket: Bucket, s
     assert not (tmp_path / "work/staged.json").exists()
 
 
-def test_a_stage_that_was_killed_leaves_no_half_file_and_the_next_one_completes(
+def _ranges_there(config: TrainerConfig) -> set[str]:
+    """The numbers of the ranges that the map of the one unfinished file tells of."""
+    maps = list((Path(config.cache_dir) / ".rewardfl/parts").glob("*.map"))
+    return {line for line in maps[0].read_text().splitlines() if line.isdigit()} if maps else set()
+
+
+def test_a_stage_that_was_killed_leaves_no_half_file_and_the_next_one_fetches_the_rest(
     tmp_path: Path, bucket: Bucket, slow: FaultProxy
 ) -> None:
     config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
     with run_stage(config, tmp_path) as process:
-        wait_for(lambda: [e for e in slow.contents() if e.key == LOW], "the shard is being fetched")
+        wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
         process.kill()
         process.communicate(timeout=20)
     assert Path(LOW).name not in whole_files(config)
     slow.before.clear()
+    slow.seen.clear()
 
     local = stage(config)
 
     assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
     assert not list((Path(config.cache_dir) / ".rewardfl/parts").iterdir())
+    ranges = {exchange.headers["range"] for exchange in slow.contents() if exchange.key == LOW}
+    assert ranges == {"bytes=8388608-16777215", "bytes=16777216-17825791"}
+
+
+def test_a_stage_that_is_killed_again_and_again_fetches_only_what_is_missing(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, random.Random(5).randbytes(6 * RANGE_BYTES + 1))
+    finishing = threading.Event()
+
+    def slowly(exchange: Exchange) -> None:
+        if exchange.is_content and exchange.headers.get("range", "").startswith(f"bytes={6 * RANGE_BYTES}-"):
+            finishing.wait(30)
+        elif exchange.is_content:
+            time.sleep(0.2 * random.random())
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(slowly)
+        config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+        for ranges in (1, 3, 5):
+            with run_stage(config, tmp_path) as process:
+                wait_for(lambda least=ranges: len(_ranges_there(config)) >= least, "ranges are there")  # type: ignore[misc]
+                process.kill()
+                process.communicate(timeout=20)
+        there = _ranges_there(config)
+        finishing.set()
+        proxy.seen.clear()
+        local = stage(config)
+        asked = {exchange.headers["range"].partition("-")[0] for exchange in proxy.contents() if exchange.key == LOW}
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+    assert asked == {f"bytes={index * RANGE_BYTES}" for index in range(7) if str(index) not in there}
+
+
+def test_what_was_fetched_before_a_replacement_is_not_gone_on_with(tmp_path: Path, bucket: Bucket, slow: FaultProxy) -> None:
+    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+    with run_stage(config, tmp_path) as process:
+        wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
+        process.kill()
+        process.communicate(timeout=20)
+    slow.before.clear()
+    bucket.put(LOW, random.Random(6).randbytes(SHARD_BYTES))
+
+    local = stage(config)
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+
+
+def test_a_part_that_was_damaged_on_the_disk_is_noticed_by_its_checksum(tmp_path: Path, bucket: Bucket, slow: FaultProxy) -> None:
+    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+    with run_stage(config, tmp_path) as process:
+        wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
+        process.kill()
+        process.communicate(timeout=20)
+    slow.before.clear()
+    (part,) = (Path(config.cache_dir) / ".rewardfl/parts").glob("*[!p]")
+    with part.open("r+b") as file:
+        file.write(b"damage")
+
+    local = stage(config)
+
+    assert content_at(local[f"s3://{bucket.name}/{LOW}"]) == bucket.content[LOW]
+
+
+def test_a_disk_that_becomes_full_meanwhile_fails_with_the_numbers_and_leaves_its_space(tmp_path: Path, bucket: Bucket) -> None:
+    bucket.put(LOW, random.Random(7).randbytes(SHARD_BYTES))
+    mount = 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"'
+    Path(configuration(tmp_path, bucket).cache_dir).mkdir()
+    release = threading.Event()
+
+    def hold(exchange: Exchange) -> None:
+        if exchange.is_content:
+            release.wait(30)
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(hold)
+        config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+        prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, config.cache_dir)
+        with run_stage(config, tmp_path, *prefix) as process:
+            wait_for(proxy.contents, "files are being fetched")
+            # another program takes what was free when the stage began; it sees the mount through the process
+            other = Path(f"/proc/{process.pid}/root{config.cache_dir}/other")
+            with contextlib.suppress(OSError), other.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**16))
+            release.set()
+            log = str(process.communicate(timeout=60)[1])
+
+    message = message_left(tmp_path)
+    assert (message.reason, process.returncode) == (Reason.DISK_TOO_SMALL, 74), log
+    assert "are needed and" in message.message

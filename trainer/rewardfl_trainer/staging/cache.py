@@ -29,6 +29,7 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.disk import sha256_of
 from rewardfl_trainer.staging.folders import REMOVE_HINT, opened, opened_file, write_whole
 from rewardfl_trainer.staging.leases import Lease
+from rewardfl_trainer.staging.part import map_path
 
 OWN_FOLDER = ".rewardfl"
 BLOBS, VIEWS = "blobs", "views"
@@ -148,13 +149,6 @@ class Cache:
         """Return where the unfinished content of a place lies."""
         return self._own_path("parts", place)
 
-    @contextmanager
-    def part(self, place: Place, size: int) -> Iterator[int]:
-        """Open the unfinished content of a place, emptied, as a descriptor; the caller holds its lock."""
-        with opened_file(self.part_path(place), os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
-            os.ftruncate(descriptor, size)
-            yield descriptor
-
     def part_bytes(self, place: Place) -> int:
         """Return the disk space that unfinished content of a place takes; it is given back when the place is fetched."""
         try:
@@ -164,7 +158,9 @@ class Cache:
 
     def discard_part(self, place: Place) -> None:
         """Remove the unfinished content of a place."""
-        self.part_path(place).unlink(missing_ok=True)
+        path = self.part_path(place)
+        for each in (map_path(path), path):
+            each.unlink(missing_ok=True)
 
     def commit(self, place: Place, version: str, size: int, *, sha256: str | None = None) -> Path:
         """Make the finished content of a place part of the cache and return its file. The caller has flushed it to the disk.

@@ -1,26 +1,37 @@
 """Fetches the files of a plan: several at once, in ranges, written in place, verified, and put into the cache whole.
 
-A file that another stager is fetching is waited for. The first error stops everything; what was finished stays finished.
+A file has a thread, which asks for its ranges ahead and hashes them in order while later ones arrive; the ranges of all files
+share the connections. Content lies in memory only in the buffers that go round. A file that another stager is fetching is waited
+for. The first error stops everything; what was finished stays finished, and what was begun is gone on with by the next start.
 """
 
 import errno
-import hashlib
 import os
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_trainer.cpus import usable_cpus
+from rewardfl_trainer.staging.buffers import Buffers
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.meter import FileMeter, Meter
+from rewardfl_trainer.staging.part import Part, bytes_there
 from rewardfl_trainer.staging.plan import Plan, PlannedFile
-from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, InterruptedReadError, Remote, RemoteFile
+from rewardfl_trainer.staging.remote import InterruptedReadError, Remote, RemoteFile
+from rewardfl_trainer.staging.sums import Sums
 from rewardfl_trainer.storage_errors import ObjectChangedError, missing_object
 
-FILES_AT_ONCE = 8
-RANGES_AT_ONCE = 16
-RANGE_BYTES = 16 * 2**20
+FILES_AT_ONCE_A_CPU, RANGES_AT_ONCE_A_CPU = 4, 4
+FEWEST_AT_ONCE, MOST_AT_ONCE = 8, 32
+"""Bounds of both. 32 ranges and as many buffers more than that hold less than 400 MB."""
+
+FILES_SHARING_BUFFERS = 4
+"""A file uses at most so many-th part of the buffers, so that the hashing of one file never holds up all."""
+
 FETCHES_A_FILE = 2
 """A file that changed or arrived damaged is fetched once more from the start."""
 
@@ -36,6 +47,16 @@ class MismatchError(Exception):
     """The content does not match the checksum that the storage announced."""
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A file that is being fetched."""
+
+    part: Part
+    remote: Remote
+    file: RemoteFile
+    meter: FileMeter
+
+
 class Fetcher:
     """Fetches planned files into a cache.
 
@@ -43,14 +64,21 @@ class Fetcher:
         cache: where they go.
         meter: is told of every byte.
         attempts: tries of a read in a row that bring nothing, after which it is given up.
+        cpus: how many CPUs there are to use.
     """
 
-    def __init__(self, cache: Cache, meter: Meter, attempts: int) -> None:
+    def __init__(self, cache: Cache, meter: Meter, attempts: int, cpus: int | None = None) -> None:
         self._cache = cache
         self._meter = meter
         self._attempts = attempts
         self._cancelled = threading.Event()
-        self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="range")
+        cpus = cpus or usable_cpus()
+        self._files_at_once = _between(cpus * FILES_AT_ONCE_A_CPU)
+        ranges_at_once = _between(cpus * RANGES_AT_ONCE_A_CPU)
+        buffers = ranges_at_once + FEWEST_AT_ONCE
+        self._ahead = max(2, buffers // FILES_SHARING_BUFFERS)
+        self._buffers = Buffers(buffers)
+        self._ranges = ThreadPoolExecutor(ranges_at_once, thread_name_prefix="range")
 
     def fetch(self, files: Iterable[PlannedFile]) -> None:
         """Fetch what is not in the cache yet.
@@ -58,7 +86,7 @@ class Fetcher:
         Raises:
             RewardFLError: the first error. The threads of the other files end by themselves soon after.
         """
-        pool = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="file")
+        pool = ThreadPoolExecutor(self._files_at_once, thread_name_prefix="file")
         try:
             futures = [pool.submit(self._fetch_file, planned) for planned in files]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -71,15 +99,16 @@ class Fetcher:
 
     def _fetch_file(self, planned: PlannedFile) -> None:
         """Fetch one file unless it is there, as the only stager that does."""
-        with self._cache.lock(planned.place, self._check_cancelled):
-            file = planned.file
-            meter = self._meter.expect(planned.place, file.key, file.size)
-            if self._cache.is_current(planned.place, file.version, file.size):
+        file, place = planned.file, planned.place
+        meter = self._meter.expect(place, file.key, file.size)
+        with self._cache.lock(place, self._watching(planned, meter)):
+            meter.take_back()
+            if self._cache.is_current(place, file.version, file.size):
                 meter.cached()
                 return
             for _ in range(FETCHES_A_FILE):
                 try:
-                    self._fetch_once(planned.place, planned.remote, file, meter)
+                    self._fetch_once(place, planned.remote, file, meter)
                     meter.done()
                     return
                 except (ObjectChangedError, MismatchError):
@@ -92,6 +121,20 @@ class Fetcher:
                 ExitCode.IO_ERROR,
             )
 
+    def _watching(self, planned: PlannedFile, meter: FileMeter) -> Callable[[], None]:
+        """Return what to do now and then while another stager fetches the file: tell how far that one is."""
+        path, file, told = self._cache.part_path(planned.place), planned.file, 0
+
+        def look() -> None:
+            nonlocal told
+            self._check_cancelled()
+            there = bytes_there(path, file.version, file.size)
+            if there != told:
+                meter.add_present(there - told)
+                told = there
+
+        return look
+
     def _look_again(self, planned: PlannedFile, file: RemoteFile) -> RemoteFile:
         """Return the file as it is announced now."""
         found = planned.remote.stat(file.request, file.key)
@@ -102,56 +145,100 @@ class Fetcher:
     def _fetch_once(self, place: tuple[str, ...], remote: Remote, file: RemoteFile, meter: FileMeter) -> None:
         """Fetch and verify the content of a file and put it into place."""
         try:
-            with self._cache.part(place, file.size) as part:
-                self._fill(part, remote, file, meter)
-                _verify(part, remote, file, self._check_cancelled)
-                os.fsync(part)
-            self._cache.commit(place, file.version, file.size)
+            with Part(self._cache.part_path(place), file.version, file.size) as part:
+                sums = self._fill(_Task(part, remote, file, meter))
+                if sums.wrong():
+                    raise MismatchError(file.subject)
+                part.finish()
+            self._cache.commit(place, file.version, file.size, sha256=sums.sha256)
         except BaseException as error:
             meter.take_back()
-            if not self._cancelled.is_set():
+            is_full = isinstance(error, OSError) and error.errno in _DISK_FULL
+            if is_full or isinstance(error, ObjectChangedError | MismatchError):
                 self._cache.discard_part(place)
-            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            if is_full:
                 raise disk_too_small(self._cache, file.size, f"while {file.subject} was written") from error
             raise
 
-    def _fill(self, part: int, remote: Remote, file: RemoteFile, meter: FileMeter) -> None:
-        """Write every range of the file to its place in the descriptor `part`."""
-        ranges = [(start, min(start + RANGE_BYTES, file.size)) for start in range(0, file.size, RANGE_BYTES)]
-        if len(ranges) <= 1:
-            for start, stop in ranges:
-                self._fill_range(part, remote, file, (start, stop), meter)
-            return
-        futures = [self._ranges.submit(self._fill_range, part, remote, file, bounds, meter) for bounds in ranges]
+    def _fill(self, task: _Task) -> Sums:
+        """Bring every range of a file to its place, and return the checksums of the whole."""
+        part = task.part
+        if part.count <= 1:
+            return self._fill_small(task)
+        sums = Sums(part.size, task.remote.digests(task.file))
+        ahead: deque[tuple[int, memoryview, Future[None]]] = deque()
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            _raise_first(futures)
+            for index in range(part.count):
+                while (buffer := self._buffer(ahead)) is None:
+                    self._hash_next(part, sums, ahead)
+                ahead.append((index, buffer, self._ranges.submit(self._bring_range, task, index, buffer)))
+            while ahead:
+                self._hash_next(part, sums, ahead)
         finally:
             # none may write to a descriptor that is closed, and perhaps another file's by then
-            wait([future for future in futures if not future.cancel()])
+            wait([future for _, _, future in ahead if not future.cancel()])
+            for _, buffer, _ in ahead:
+                self._buffers.give(buffer)
+        return sums
 
-    def _fill_range(self, part: int, remote: Remote, file: RemoteFile, bounds: tuple[int, int], meter: FileMeter) -> None:
-        """Write one range, going on where it broke off; tries that bring nothing are limited."""
-        position, stop = bounds
+    def _fill_small(self, task: _Task) -> Sums:
+        """Do the same for a file of one range, in this thread: its checksums are known only when it has been read."""
+        buffer = self._buffers.take()
+        try:
+            if task.part.size:
+                self._bring_range(task, 0, buffer)
+            sums = Sums(task.part.size, task.remote.digests(task.file))
+            sums.update(buffer[: task.part.size])
+        finally:
+            self._buffers.give(buffer)
+        return sums
+
+    def _buffer(self, ahead: "deque[tuple[int, memoryview, Future[None]]]") -> memoryview | None:
+        """Return a buffer for the next range of a file; None when the file has to give one back first."""
+        if not ahead:
+            return self._buffers.take()
+        return self._buffers.take_free() if len(ahead) < self._ahead else None
+
+    def _hash_next(self, part: Part, sums: Sums, ahead: "deque[tuple[int, memoryview, Future[None]]]") -> None:
+        """Wait for the first of the ranges that were asked for, and hash it."""
+        index, buffer, future = ahead[0]
+        future.result()
+        start, stop = part.bounds(index)
+        sums.update(buffer[: stop - start])
+        ahead.popleft()
+        self._buffers.give(buffer)
+
+    def _bring_range(self, task: _Task, index: int, buffer: memoryview) -> None:
+        """Bring a range into the buffer and into the part, where it may have been left by an earlier start."""
+        self._check_cancelled()
+        start, stop = task.part.bounds(index)
+        if index in task.part.done:
+            task.part.read(index, buffer)
+            task.meter.add_present(stop - start)
+            return
+        self._read(task, start, buffer[: stop - start])
+        task.part.write(index, buffer)
+
+    def _read(self, task: _Task, start: int, into: memoryview) -> None:
+        """Read from the storage, going on where it broke off; tries that bring nothing are limited."""
         failures = 0
-        while position < stop:
+        while into:
             self._check_cancelled()
-            before = position
+            before = start
+            broken = _cut_short(task.file)
             try:
-                for block in remote.read(file, position, stop):
+                for count in task.remote.read(task.file, start, into):
                     self._check_cancelled()
-                    position += _write(part, block[: stop - position], position)
-                    meter.add(len(block))
-                broken: RewardFLError | None = None if position == stop else _cut_short(file)
+                    start, into = start + count, into[count:]
+                    task.meter.add(count)
             except InterruptedReadError as error:
                 broken = error.final
-            if broken is None:
+            if not into:
                 return
-            failures = 1 if position > before else failures + 1
+            failures = 1 if start > before else failures + 1
             if failures >= self._attempts:
                 raise broken
             self._cancelled.wait(random.uniform(0.5, 1.0) * min(2.0 ** (failures - 1), MAX_PAUSE_SECONDS))  # noqa: S311
-            self._check_cancelled()
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -194,39 +281,11 @@ def _raise_first(futures: Iterable[Future[None]]) -> None:
         raise error
 
 
-def _write(descriptor: int, block: bytes, offset: int) -> int:
-    """Write the whole block at `offset`; return its length."""
-    view = memoryview(block)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-    return len(block)
+def _between(count: int) -> int:
+    return min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, count))
 
 
 def _cut_short(file: RemoteFile) -> RewardFLError:
     message = f"{file.subject}: the answer ends before its last byte"
     hint = "Check storage.endpoint and whatever stands between it and the cluster."
     return RewardFLError(Reason.STORAGE_UNAVAILABLE, message, hint, ExitCode.UNAVAILABLE)
-
-
-def _verify(descriptor: int, remote: Remote, file: RemoteFile, check: Callable[[], None]) -> None:
-    """Compare what was written with the announced checksum, where there is one.
-
-    Raises:
-        MismatchError: it differs, and the storage says that this means something.
-    """
-    digest = file.digest
-    if digest is not None and _digest_of(descriptor, file.size, digest, check) != digest.value and remote.is_binding(file):
-        raise MismatchError(file.subject)
-
-
-def _digest_of(descriptor: int, size: int, digest: Digest, check: Callable[[], None]) -> str:
-    """Return the checksum of the content, of the kind of `digest`. None of these guards against an attacker."""
-    name = {"md5": "md5", "sha256": "sha256", "git-sha1": "sha1"}[digest.kind]
-    state = hashlib.new(name, usedforsecurity=False)
-    if digest.kind == "git-sha1":
-        state.update(f"blob {size}\0".encode())
-    for offset in range(0, size, BLOCK_BYTES):
-        check()
-        state.update(os.pread(descriptor, BLOCK_BYTES, offset))
-    return state.hexdigest()

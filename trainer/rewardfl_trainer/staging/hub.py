@@ -11,7 +11,7 @@ import httpx2
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.s3 import Patience, refuse_link_local
-from rewardfl_trainer.staging.remote import BLOCK_BYTES, InterruptedReadError, RemoteFile
+from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, InterruptedReadError, RemoteFile
 from rewardfl_trainer.staging.sources import Kind, Request
 from rewardfl_trainer.storage_errors import (
     HTTP_FORBIDDEN,
@@ -100,27 +100,33 @@ class HubRemote(ABC):
         """Return the kind of the repository that was found for a request."""
         return self._kinds.get(repository_of(request), "model")
 
-    def read(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` up to `stop`. A server that ignores ranges is read from its beginning.
+    def read(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        """Fill `into` with the content from byte `start` on. A server that ignores ranges is read from its beginning.
 
         Raises:
             RewardFLError, InterruptedReadError, ObjectChangedError: see Remote.read.
         """
+        stop = start + len(into)
         headers = {**self.headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         try:
             with self.client.stream("GET", self.url(file), headers=headers) as answer:
                 self._check(answer, file)
                 skip = start if answer.status_code == HTTP_OK else 0
                 for block in answer.iter_bytes(BLOCK_BYTES):
-                    if skip < len(block):
-                        yield block[skip:]
+                    new = block[skip : skip + len(into)]
                     skip = max(0, skip - len(block))
+                    into[: len(new)] = new
+                    into = into[len(new) :]
+                    if new:
+                        yield len(new)
+                    if not into:
+                        return
         except httpx2.HTTPError as error:
             raise InterruptedReadError(self.unavailable(file.request, error)) from error
 
-    def is_binding(self, file: RemoteFile) -> bool:
-        """Whether a wrong checksum is wrong for certain: hubs know their files' checksums."""
-        return file.digest is not None
+    def digests(self, file: RemoteFile) -> Sequence[Digest]:
+        """Return the checksum of the listing: hubs know their files' checksums."""
+        return [file.digest] if file.digest is not None else []
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,13 +1,13 @@
 """What staging needs of a kind of storage: to look for files, and to read ranges of them. Knows no storage in particular."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rewardfl_api.errors import RewardFLError
 from rewardfl_trainer.staging.sources import Request
 
-DigestKind = Literal["md5", "sha256", "git-sha1"]
+DigestKind = Literal["md5", "sha256", "sha1", "crc32", "git-sha1"]
 
 BLOCK_BYTES = 2**20
 """Size of the pieces in which content is read."""
@@ -15,7 +15,7 @@ BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Digest:
-    """A checksum of the whole content, as the storage announces it. git-sha1 is that of a git blob."""
+    """A checksum of the whole content in hexadecimal digits, as the storage announces it. git-sha1 is that of a git blob."""
 
     kind: DigestKind
     value: str
@@ -34,7 +34,7 @@ class RemoteFile:
     version: str
     """ETag, or whatever else changes with the content."""
     digest: Digest | None = None
-    """Checksum of the content, where the storage announces one."""
+    """Checksum of the content, where the listing has one. Of S3's ETag only the service can say whether it is one."""
 
     @property
     def subject(self) -> str:
@@ -73,8 +73,8 @@ class Remote(Protocol):
         """Return the folders and the name, below the cache folder, under which the file is kept."""
         ...
 
-    def read(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` up to `stop`, which is not included.
+    def read(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        """Fill `into` with the content from byte `start` on; yield how many bytes each step brought.
 
         Raises:
             InterruptedReadError: they stopped coming.
@@ -82,8 +82,8 @@ class Remote(Protocol):
         """
         ...
 
-    def is_binding(self, file: RemoteFile) -> bool:
-        """Whether content that does not match `file.digest` is wrong for certain. Asked only when it does not match."""
+    def digests(self, file: RemoteFile) -> Sequence[Digest]:
+        """Return the checksums that the content is certain to have. A file of one range has been read when this is asked."""
         ...
 
     def close(self) -> None:

@@ -1,16 +1,20 @@
 """S3 as a source: list, head and ranged reads, each bound to the ETag that was listed."""
 
+import contextlib
+import http.client
 import re
-from collections.abc import Iterator
+import ssl
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import botocore.exceptions
-import urllib3.exceptions
 
-from rewardfl_api.errors import RewardFLError
+from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_trainer.s3 import endpoint_of
-from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, InterruptedReadError, RemoteFile
+from rewardfl_trainer.staging.objects import Objects
+from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, DigestKind, InterruptedReadError, RemoteFile
 from rewardfl_trainer.staging.sources import Request
 from rewardfl_trainer.storage_errors import (
     HTTP_NOT_FOUND,
@@ -18,7 +22,7 @@ from rewardfl_trainer.storage_errors import (
     missing_bucket,
     status_of,
     storage_errors,
-    translate,
+    unavailable,
 )
 
 if TYPE_CHECKING:
@@ -28,14 +32,8 @@ ENDPOINT_HASH_CHARACTERS = 12
 _MD5_ETAG = re.compile(r'^"?([0-9a-f]{32})"?$')
 """The ETag of an object that was uploaded in one part is its MD5, unless the server encrypts it."""
 
-_BROKEN_OFF = (
-    botocore.exceptions.IncompleteReadError,
-    botocore.exceptions.HTTPClientError,
-    botocore.exceptions.ReadTimeoutError,
-    botocore.exceptions.ResponseStreamingError,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
+_CHECKSUMS: tuple[DigestKind, ...] = ("sha256", "crc32", "sha1")
+"""The checksums that S3 may keep and the standard library computes, the preferred one first."""
 
 
 class S3Remote:
@@ -44,6 +42,8 @@ class S3Remote:
     def __init__(self, client: "S3Client") -> None:
         self._client = client
         self._endpoint = endpoint_of(client)
+        self._objects = Objects(client)
+        self._answered: dict[tuple[str, str], dict[str, str]] = {}
 
     def stat(self, request: Request, key: str) -> RemoteFile | None:
         """Return the object with this key; None when the bucket has none.
@@ -82,35 +82,61 @@ class S3Remote:
         endpoint = sha256(self._endpoint.encode()).hexdigest()[:ENDPOINT_HASH_CHARACTERS]
         return ("s3", endpoint, file.request.source.location, *file.key.split("/"))
 
-    def read(self, file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` up to `stop` of the object, if it is still the one that was listed.
+    def read(self, file: RemoteFile, start: int, into: memoryview) -> Iterator[int]:
+        """Fill `into` with the object's content from byte `start` on, if it is still the one that was listed.
 
         Raises:
             RewardFLError, InterruptedReadError, ObjectChangedError: see Remote.read.
         """
+        is_whole = start == 0 and len(into) == file.size
+        headers = {"If-Match": file.version}
+        # with a whole object the service sends the checksum that it keeps, with a range of one it does not
+        headers |= {"x-amz-checksum-mode": "ENABLED"} if is_whole else {"Range": f"bytes={start}-{start + len(into) - 1}"}
         request = file.request
-        with storage_errors(request.parameter, request.text, self._endpoint):
-            answer = self._client.get_object(
-                Bucket=request.source.location, Key=file.key, IfMatch=file.version, Range=f"bytes={start}-{stop - 1}"
-            )
-        if answer["ETag"] != file.version:
-            answer["Body"].close()
-            raise ObjectChangedError(file.subject)
         try:
-            yield from answer["Body"].iter_chunks(BLOCK_BYTES)
-        except _BROKEN_OFF as error:
+            with storage_errors(request.parameter, request.text, self._endpoint):
+                yield from self._read(file, start, into, headers)
+        except RewardFLError as error:
+            if error.reason is Reason.STORAGE_UNAVAILABLE:
+                raise InterruptedReadError(error) from error
+            raise
+        except ssl.SSLCertVerificationError as error:
+            final = botocore.exceptions.SSLError(endpoint_url=self._endpoint, error=error)
+            raise InterruptedReadError(self._unavailable(file, final)) from error
+        except (OSError, http.client.HTTPException) as error:
             raise InterruptedReadError(self._unavailable(file, error)) from error
-        finally:
-            answer["Body"].close()
 
-    def is_binding(self, file: RemoteFile) -> bool:
-        """Whether the ETag is an MD5 for certain: with server-side encryption it need not be."""
-        with storage_errors(file.request.parameter, file.request.text, self._endpoint):
-            found = self._client.head_object(Bucket=file.request.source.location, Key=file.key)
-        return not (found.get("ServerSideEncryption") or found.get("SSECustomerAlgorithm"))
+    def _read(self, file: RemoteFile, start: int, into: memoryview, headers: Mapping[str, str]) -> Iterator[int]:
+        bucket = file.request.source.location
+        with self._objects.get(bucket, file.key, headers) as answer:
+            if answer.headers.get("ETag") != file.version:
+                raise ObjectChangedError(file.subject)
+            if "Range" not in headers:
+                self._answered[bucket, file.key] = {name.lower(): value for name, value in answer.headers.items()}
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise self._unavailable(file, "it does not answer with the range that was asked for")
+            position = 0
+            while position < len(into) and (count := answer.readinto(into[position : position + BLOCK_BYTES])):
+                position += count
+                yield count
+
+    def digests(self, file: RemoteFile) -> Sequence[Digest]:
+        """Return the checksum that the service keeps, or else the ETag where that is one.
+
+        Raises:
+            RewardFLError, ObjectChangedError: see `stat`.
+        """
+        bucket = file.request.source.location
+        headers = self._answered.pop((bucket, file.key), None)
+        if headers is None:
+            with storage_errors(file.request.parameter, file.request.text, self._endpoint):
+                found = self._client.head_object(Bucket=bucket, Key=file.key, IfMatch=file.version, ChecksumMode="ENABLED")
+            headers = found["ResponseMetadata"]["HTTPHeaders"]
+        return announced(headers)
 
     def close(self) -> None:
         """Close the connections."""
+        self._objects.close()
         self._client.close()
 
     def _check_bucket(self, request: Request) -> None:
@@ -121,13 +147,22 @@ class S3Remote:
             if status_of(error) == HTTP_NOT_FOUND:
                 raise missing_bucket(request.subject, self._endpoint) from error
 
-    def _unavailable(self, file: RemoteFile, error: Exception) -> RewardFLError:
-        final = translate(error, file.subject, self._endpoint)
-        if not isinstance(final, RewardFLError):
-            raise final
-        return final
+    def _unavailable(self, file: RemoteFile, error: Exception | str) -> RewardFLError:
+        return unavailable(file.subject, self._endpoint, error)
+
+
+def announced(headers: Mapping[str, str]) -> list[Digest]:
+    """Return the checksums of a whole object that the headers of an answer, by their names in small letters, tell of."""
+    composite = headers.get("x-amz-checksum-type", "") == "COMPOSITE"
+    for kind in _CHECKSUMS:
+        value = headers.get(f"x-amz-checksum-{kind}", "")
+        with contextlib.suppress(ValueError):  # a checksum of the parts' checksums ends in their number
+            if value and not composite:
+                return [Digest(kind, b64decode(value, validate=True).hex())]
+    is_encrypted = any(headers.get(f"x-amz-server-side-encryption{rest}") for rest in ("", "-customer-algorithm"))
+    match = _MD5_ETAG.match(headers.get("etag", ""))
+    return [Digest("md5", match[1])] if match and not is_encrypted else []
 
 
 def _file(request: Request, key: str, size: int, etag: str) -> RemoteFile:
-    match = _MD5_ETAG.match(etag)
-    return RemoteFile(request, key, size, etag, Digest("md5", match[1]) if match else None)
+    return RemoteFile(request, key, size, etag)

@@ -1,0 +1,178 @@
+"""The data path of S3: reads objects over a few kept connections, straight into the caller's memory. Lists and uploads nothing.
+
+boto3's own path copies every byte several times and makes a dozen objects for every answer; see docs/decisions/0120. What is kept
+of it is what must not be written twice: where a bucket lives, credentials and their renewal, the signature, the error codes.
+"""
+
+import contextlib
+import http.client
+import os
+import re
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+import botocore.exceptions
+import botocore.httpsession
+import botocore.session
+import botocore.utils
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+
+from rewardfl_trainer.s3 import Patience
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+HTTP_OK, HTTP_PARTIAL = 200, 206
+ERROR_BYTES = 64 * 1024
+"""So much of an error's text is read; S3's are a few hundred bytes."""
+
+DEFAULT_REGION = "us-east-1"
+_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
+_UNQUOTED = "/~"
+"""Characters of a key, beside letters, digits and `_.-`, that stand in a URL as they are (SigV4's canonical URI)."""
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Where a bucket is: the address to connect to, and what comes before a key in the path."""
+
+    scheme: str
+    host: str
+    port: int | None
+    authority: str
+    path: str
+
+
+class Objects:
+    """The objects of the service that a client is for. Safe to use from several threads.
+
+    Args:
+        client: says where buckets are.
+        patience: how long a server may take to answer.
+    """
+
+    def __init__(self, client: "S3Client", patience: Patience | None = None) -> None:
+        self._client = client
+        self._patience = patience or Patience.from_environment()
+        self._lock = threading.Lock()
+        self._buckets: dict[str, _Bucket] = {}
+        self._idle: dict[_Bucket, list[http.client.HTTPConnection]] = {}
+        self._session = botocore.session.get_session()
+        self._credentials = self._session.get_credentials()
+        self._tls: ssl.SSLContext | None = None
+
+    @contextmanager
+    def get(self, bucket: str, key: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+        """Ask for an object, and keep the connection when the answer was read to its end.
+
+        Raises:
+            botocore.exceptions.ClientError: the service refuses.
+            OSError, http.client.HTTPException: it does not answer.
+        """
+        place = self._place(bucket)
+        path = f"{place.path}/{quote(key, safe=_UNQUOTED)}"
+        connection: http.client.HTTPConnection | None
+        connection, answer = self._ask(place, path, headers)
+        try:
+            if answer.status not in (HTTP_OK, HTTP_PARTIAL):
+                raise _refusal(answer)
+            yield answer
+            if answer.isclosed() and not answer.will_close:
+                with self._lock:
+                    self._idle.setdefault(place, []).append(connection)
+                    connection = None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
+
+    def _ask(
+        self, place: _Bucket, path: str, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a request over a kept connection; over a new one where the service has closed that meanwhile."""
+        while True:
+            connection, is_new = self._connection(place)
+            try:
+                connection.request("GET", self._target(place, path), headers=self._signed(place, path, headers))
+                return connection, connection.getresponse()
+            except BaseException as error:
+                connection.close()
+                if is_new or not isinstance(error, ConnectionError):
+                    raise
+
+    def _signed(self, place: _Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+        if self._credentials is None:
+            raise botocore.exceptions.NoCredentialsError
+        request = AWSRequest("GET", f"{place.scheme}://{place.authority}{path}", headers={**headers, "Host": place.authority})
+        region = self._client.meta.region_name or DEFAULT_REGION
+        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
+        return dict(request.headers.items())
+
+    def _place(self, bucket: str) -> _Bucket:
+        with self._lock:
+            if bucket not in self._buckets:
+                # the client knows the rules: endpoints, regions, whether the name goes into the host or into the path
+                url = urlsplit(self._client.generate_presigned_url("head_bucket", Params={"Bucket": bucket}))
+                self._buckets[bucket] = _Bucket(url.scheme, url.hostname or "", url.port, url.netloc, url.path.rstrip("/"))
+            return self._buckets[bucket]
+
+    def _connection(self, place: _Bucket) -> tuple[http.client.HTTPConnection, bool]:
+        with self._lock:
+            if idle := self._idle.get(place):
+                return idle.pop(), False
+        connection = self._new_connection(place)
+        connection.connect()
+        connection.sock.settimeout(self._patience.read_timeout_seconds)
+        return connection, True
+
+    def _new_connection(self, place: _Bucket) -> http.client.HTTPConnection:
+        proxy = urlsplit(self._proxy(place))
+        host, port = (proxy.hostname, proxy.port) if proxy.hostname else (place.host, place.port)
+        seconds = self._patience.connect_timeout_seconds
+        if place.scheme == "http":
+            return http.client.HTTPConnection(host or "", port, timeout=seconds)
+        connection = http.client.HTTPSConnection(host or "", port, timeout=seconds, context=self._context())
+        if proxy.hostname:
+            connection.set_tunnel(place.host, place.port)
+        return connection
+
+    def _target(self, place: _Bucket, path: str) -> str:
+        """Return what is asked for: a proxy of plain HTTP wants the whole URL."""
+        return f"http://{place.authority}{path}" if place.scheme == "http" and self._proxy(place) else path
+
+    def _proxy(self, place: _Bucket) -> str:
+        """Return the URL of the proxy that the environment names for this address; '' for none."""
+        proxies: dict[str, str] = botocore.utils.get_environ_proxies(f"{place.scheme}://{place.authority}")
+        proxy = proxies.get(place.scheme, "")
+        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+    def _context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._tls is None:
+                bundle = os.environ.get("REQUESTS_CA_BUNDLE") or botocore.httpsession.where()
+                self._tls = ssl.create_default_context(cafile=self._session.get_config_variable("ca_bundle") or bundle)
+            return self._tls
+
+
+def _refusal(answer: http.client.HTTPResponse) -> botocore.exceptions.ClientError:
+    """Return the error that boto3 raises for an answer like this."""
+    text = b""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        text = answer.read(ERROR_BYTES)
+    found = _CODE.search(text)
+    code = found[1].decode() if found else str(answer.status)
+    metadata = {"HTTPStatusCode": answer.status}
+    return botocore.exceptions.ClientError({"Error": {"Code": code}, "ResponseMetadata": metadata}, "GetObject")  # type: ignore[typeddict-item]

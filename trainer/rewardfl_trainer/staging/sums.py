@@ -1,0 +1,64 @@
+"""The checksums of a content, computed while it arrives, and what they are compared with. Reads no file."""
+
+import hashlib
+import zlib
+from collections.abc import Iterable
+from typing import Protocol
+
+from rewardfl_trainer.staging.remote import Digest, DigestKind
+
+SHA256: DigestKind = "sha256"
+
+
+class _State(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class Sums:
+    """The SHA-256 of a content, and whatever else the storage announced for it. None of these guards against an attacker.
+
+    Args:
+        size: bytes of the content.
+        announced: the checksums that it is to have.
+    """
+
+    def __init__(self, size: int, announced: Iterable[Digest]) -> None:
+        self._announced = tuple(announced)
+        kinds = {SHA256, *(digest.kind for digest in self._announced)}
+        self._states: dict[DigestKind, _State] = {kind: _state(kind, size) for kind in kinds}
+
+    def update(self, data: memoryview) -> None:
+        """Add the next bytes."""
+        for state in self._states.values():
+            state.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was added, in hexadecimal digits."""
+        return self._states[SHA256].hexdigest()
+
+    def wrong(self) -> list[DigestKind]:
+        """Return the kinds of checksum that are not what was announced."""
+        return [digest.kind for digest in self._announced if self._states[digest.kind].hexdigest() != digest.value]
+
+
+def _state(kind: DigestKind, size: int) -> _State:
+    if kind == "crc32":
+        return _Crc32()
+    state = hashlib.new({"git-sha1": "sha1"}.get(kind, kind), usedforsecurity=False)
+    if kind == "git-sha1":
+        state.update(f"blob {size}\0".encode())
+    return state
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
