@@ -20,6 +20,8 @@ REPLACED_TIMEOUT_SECONDS = 120
 OUTPUT = "results/face-tiny/"
 LEFT_OVER = "checkpoints/step-15/of-an-earlier-demo"
 """A file in the output, where an earlier demo has left its checkpoints."""
+INTERRUPTED = "checkpoints/step-16/lora.safetensors"
+"""A file whose upload was cut off when the earlier demo was killed."""
 
 
 class DemoRun:
@@ -68,13 +70,20 @@ class DemoRun:
         return [json.loads(line) for line in self.read("metrics.jsonl").splitlines()]
 
     def _leave_an_earlier_demo(self) -> str:
-        """Leave what an earlier demo has: a job of the same name that has failed, and a file in its output. Returns its uid."""
+        """Leave what an earlier demo has: a job of the same name that has failed, a file, and half an upload. Returns its uid."""
         failing = read_manifest(self.stack.storage_spec())
         failing["spec"]["training"]["modelName"] = "wan9_9"
         self.stack.apply(failing)
         self.stack.finish(self.name, REPLACED_TIMEOUT_SECONDS)
-        self.stack.storage.client().put_object(Bucket=BUCKET, Key=OUTPUT + LEFT_OVER, Body=b"stale")
+        storage = self.stack.storage.client()
+        storage.put_object(Bucket=BUCKET, Key=OUTPUT + LEFT_OVER, Body=b"stale")
+        storage.create_multipart_upload(Bucket=BUCKET, Key=OUTPUT + INTERRUPTED)
         return self._uid()
+
+    def unfinished_uploads(self) -> list[str]:
+        """Return the keys below the output whose upload was begun and not finished."""
+        found = self.stack.storage.client().list_multipart_uploads(Bucket=BUCKET, Prefix=OUTPUT)
+        return [item["Key"] for item in found.get("Uploads", [])]
 
     def _uid(self) -> str:
         """Return the uid of the job that is there now; empty when there is none."""

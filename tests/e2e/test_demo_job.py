@@ -39,6 +39,14 @@ def test_its_steps_rose_to_the_total_and_its_eta_was_finite(run: DemoRun) -> Non
 def test_it_reported_the_bytes_that_it_staged(run: DemoRun) -> None:
     staged = run.last["staging"]
     assert staged["bytesDone"] == staged["bytesTotal"] > 1_000_000
+    assert staged["filesDone"] == staged["filesTotal"] > 5
+    told = [status["staging"].get("files") for status in run.statuses if status["phase"] == "Staging" and "staging" in status]
+    assert any(told)
+    assert not staged["files"], "each file is told of only while staging"
+
+
+def test_an_upload_that_an_earlier_start_left_unfinished_is_gone(run: DemoRun) -> None:
+    assert run.unfinished_uploads() == []
 
 
 def test_its_conditions_are_standard_and_belong_to_the_observed_generation(run: DemoRun) -> None:

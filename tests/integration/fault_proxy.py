@@ -23,11 +23,15 @@ class Exchange:
     method: str
     path: str
     headers: dict[str, str]
+    sent: bytes = field(default=b"", repr=False)
+    """The request's own body; a rule that runs before may change it."""
     status: int = 0
     body: bytes = b""
     answer_headers: list[tuple[str, str]] = field(default_factory=list)
     cut_after: int | None = None
     """Send only so many bytes of the body, though its length says more, and close the connection."""
+    drops: bool = False
+    """Close the connection without an answer."""
 
     @property
     def is_content(self) -> bool:
@@ -68,12 +72,16 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            exchange = Exchange(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
+            exchange = Exchange(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}, body)
             proxy.seen.append(exchange)
             for rule in list(proxy.before):
                 rule(exchange)
+            if exchange.drops:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
             if not exchange.status:
-                self.pass_on(exchange, body)
+                self.pass_on(exchange, exchange.sent)
             for rule in list(proxy.after):
                 rule(exchange)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client need not read to the end

@@ -2,3 +2,4 @@
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+SAMPLES_FOLDER = "samples"

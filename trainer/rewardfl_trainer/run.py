@@ -44,7 +44,7 @@ from .sampling import Plan
 from .storage import Storage
 from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
-from .uploads import Uploads
+from .uploads import Uploads, abort_interrupted
 
 OUTPUT_FOLDER = "output"
 """Below the work folder: what is uploaded."""
@@ -176,6 +176,7 @@ def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _
     check_section(config, process.world_size)
     storage = Storage.from_config(config)
     on_main(process, lambda: storage.check_writable(config.output))
+    on_main(process, lambda: abort_interrupted(storage, config.output))
     found = find_models(parameters)
     check_tokenizer(parameters.tokenizer_path)
     plan, dit = Plan.of(parameters), found.empty_dit()

@@ -15,13 +15,13 @@ from torch import Tensor, distributed
 
 from .checkpoint import write_json
 from .environment import Process
+from .files import SAMPLES_FOLDER
 from .preparation import Preparer
 from .rewards.composition import Rewards
 from .rollout import Rollout
 from .uploads import Uploads
 from .video import write_video
 
-SAMPLES_FOLDER = "samples"
 SAMPLE_DRAW = 0
 """Which noise of its row a sample video gets."""
 

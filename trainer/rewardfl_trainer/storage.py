@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,9 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Source, parse_source
-from rewardfl_trainer.s3 import endpoint_of, make_client
+from rewardfl_trainer.s3 import Patience, endpoint_of, make_client
 from rewardfl_trainer.storage_errors import HTTP_FORBIDDEN, HTTP_NOT_FOUND, missing_object, status_of, storage_errors
+from rewardfl_trainer.upload_checksums import protect
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -48,7 +50,9 @@ class Storage:
     @cached_property
     def client(self) -> "S3Client":
         """The S3 client, made on first use."""
-        return make_client(self.spec, self.parameter)
+        client = make_client(self.spec, self.parameter)
+        protect(client, Patience.from_environment().attempts, with_md5=self.spec.endpoint is not None)
+        return client
 
     def check_writable(self, folder: str) -> None:
         """Write and delete a small marker in `folder`, so that a job fails before it trains and not after.
@@ -136,6 +140,29 @@ class Storage:
         with storage_errors(self.parameter, uri, endpoint_of(self.client)):
             self.client.download_file(source.location, source.path, str(local), Config=_transfer_config())
         return local
+
+    def abort_uploads(self, folder: str, is_own: Callable[[str], bool]) -> list[str]:
+        """Abort the multipart uploads below `folder` that were begun and not finished; return the names of their files.
+
+        Args:
+            folder: where to look.
+            is_own: whether a name in the folder is one that may be aborted.
+
+        Raises:
+            RewardFLError: as check_writable; also where this may not be listed.
+        """
+        source = self._parse(folder)
+        if not source.is_remote:
+            return []
+        prefix, aborted = f"{source.path.rstrip('/')}/", []
+        with storage_errors(self.parameter, folder, endpoint_of(self.client)):
+            for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=source.location, Prefix=prefix):
+                for upload in page.get("Uploads", []):
+                    name = upload["Key"].removeprefix(prefix)
+                    if upload["Key"].startswith(prefix) and is_own(name):
+                        self.client.abort_multipart_upload(Bucket=source.location, Key=upload["Key"], UploadId=upload["UploadId"])
+                        aborted.append(name)
+        return aborted
 
     def delete_folder(self, folder: str, first: str) -> None:
         """Delete every file below `folder`, the one named `first` before the others. Nothing need be there.

@@ -7,6 +7,7 @@ import boto3.exceptions
 import botocore.exceptions as botocore
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_trainer.upload_checksums import DAMAGED_CODES
 
 HTTP_BAD_REQUEST = 400
 HTTP_UNAUTHORIZED = 401
@@ -111,6 +112,8 @@ def _of_response(error: botocore.ClientError, subject: str, endpoint: str) -> Ex
         return missing_object(subject)
     if status in (HTTP_PRECONDITION_FAILED, HTTP_RANGE_NOT_SATISFIABLE):
         return ObjectChangedError(subject)
+    if code in DAMAGED_CODES:
+        return _unavailable(subject, endpoint, f"what was sent arrived damaged: {code} (HTTP {status})")
     if code in _BUSY_CODES or status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY_REQUESTS:
         return unavailable(subject, endpoint, f"{code or 'error'} (HTTP {status})")
     if code in _REGION_CODES:

@@ -27,13 +27,12 @@ from .engine import StepReport
 from .environment import Process
 from .failures import Terminated, run_main
 from .feedback import Outcome
-from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .files import METRICS_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 from .finished import save_finished_results
 from .metrics import MetricsLog, mean_over_ranks, peak_memory_gb
 from .order import Batch
 from .progress import Reporter
 from .run import AlreadyDoneError, Run, assemble, eta_seconds
-from .samples import SAMPLES_FOLDER
 from .staging import leases, localize
 from .stopping import StopRequest
 from .storage import join

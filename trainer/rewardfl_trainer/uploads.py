@@ -17,13 +17,14 @@ from rewardfl_api.progress import Checkpoint
 
 from .background import Background
 from .failures import Terminated
-from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .files import METRICS_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 from .manifest import MANIFEST_FILE, Manifest
 from .stopping import upload_seconds
 from .storage import Storage, join
 
 CHECKPOINTS_FOLDER = "checkpoints"
 FOLDER_PREFIX = "step-"
+WEIGHTS_SUFFIX = ".safetensors"
 RETRY_SECONDS = 30.0
 """Between an upload that failed and the next attempt, on top of the attempts that the storage client makes."""
 
@@ -153,6 +154,32 @@ class Uploads:
         if kind not in self._complaints:
             self._complaints.add(kind)
             logger.warning("%s", text)
+
+
+def abort_interrupted(storage: Storage, output: str) -> list[str]:
+    """Abort the uploads of an earlier start that was killed in the middle: their parts cost money and nobody sees them.
+
+    A run is the only one that writes to its output, so whatever is unfinished there when it starts is left over. Optional work:
+    where it is not allowed, or fails, a line in the log says so. Return the names of the files.
+    """
+    try:
+        names = storage.abort_uploads(output, is_own)
+    except RewardFLError as error:
+        logger.info("uploads that an earlier start left unfinished are not looked for: %s", error.message)
+        return []
+    if names:
+        logger.info("removed the parts of %d uploads that an earlier start left unfinished: %s", len(names), ", ".join(names))
+    return names
+
+
+def is_own(name: str) -> bool:
+    """Whether a name below an output folder is one that a run gives to a large file; other jobs' outputs may lie below it."""
+    folder, _, rest = name.partition("/")
+    if not rest:
+        return name.endswith(WEIGHTS_SUFFIX) or name == METRICS_FILE
+    if folder == CHECKPOINTS_FOLDER:
+        return step_of(rest.partition("/")[0]) is not None
+    return folder in (SAMPLES_FOLDER, TENSORBOARD_FOLDER)
 
 
 def checkpoint_name(step: int, name: str = "") -> str:

@@ -1,18 +1,27 @@
-"""Results written to a real S3 server."""
+"""Results written to a real S3 server, also over a network that fails, damages and stalls, and by a process that is killed."""
 
 import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rewardfl_api.errors import Reason, RewardFLError
+from rewardfl_trainer.s3 import TIMEOUT_VARIABLE
 from rewardfl_trainer.storage import MARKER_NAME, Storage
-from tests.integration.fault_proxy import Exchange, fault_proxy
+from rewardfl_trainer.uploads import abort_interrupted
+from tests.integration.fault_proxy import Exchange, FaultProxy, fault_proxy
 from tests.integration.staging.buckets import (
     SHARD_BYTES,
     Bucket,
     configuration,
+    wait_for,
 )
+
+LORA = "results/lora.safetensors"
 
 
 def test_results_are_uploaded_whole_large_ones_in_parts(tmp_path: Path, bucket: Bucket) -> None:
@@ -81,3 +90,162 @@ def test_refused_credentials_fail_the_check_of_the_output(
         Storage.from_config(config).check_writable(config.output)
 
     assert (caught.value.reason, caught.value.exit_code) == (Reason.STORAGE_ACCESS_DENIED, 78)
+
+
+def is_part(exchange: Exchange, number: int) -> bool:
+    """Whether this sends the part of that number."""
+    return exchange.method == "PUT" and f"partNumber={number}" in exchange.path
+
+
+def fail(exchange: Exchange) -> None:
+    exchange.status = 503
+
+
+def drop(exchange: Exchange) -> None:
+    exchange.drops = True
+
+
+def stall(exchange: Exchange) -> None:
+    time.sleep(3)
+    exchange.drops = True
+
+
+def refuse(exchange: Exchange) -> None:
+    exchange.status = 403
+
+
+def damage(exchange: Exchange) -> None:
+    exchange.sent = exchange.sent[:-1] + bytes([exchange.sent[-1] ^ 1])
+
+
+def large_file(folder: Path) -> Path:
+    """Write a file that is uploaded in two parts."""
+    path = folder / "lora.safetensors"
+    path.write_bytes(random.Random(7).randbytes(SHARD_BYTES))
+    return path
+
+
+def unfinished(bucket: Bucket) -> list[str]:
+    return [upload["Key"] for upload in bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])]
+
+
+def stored(bucket: Bucket, key: str = LORA) -> bytes:
+    body: bytes = bucket.client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+    return body
+
+
+@pytest.mark.parametrize("fault", [fail, drop, stall, damage])
+def test_a_part_that_fails_once_is_sent_again_and_the_object_is_whole(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Exchange], None]
+) -> None:
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "1")
+    local = large_file(tmp_path)
+
+    def second_part_once(exchange: Exchange) -> None:
+        if is_part(exchange, 2) and sum(is_part(seen, 2) for seen in proxy.seen) == 1:
+            fault(exchange)
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(second_part_once)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        Storage.from_config(config).upload_file(local, f"{config.output}lora.safetensors")
+
+    assert sum(is_part(exchange, 2) for exchange in proxy.seen) == 2
+    assert stored(bucket) == local.read_bytes()
+
+
+def test_a_small_file_that_arrives_damaged_is_sent_again(tmp_path: Path, bucket: Bucket) -> None:
+    local = tmp_path / "metrics.jsonl"
+    local.write_bytes(b"{}\n" * 500)
+
+    def first_time(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and sum(seen.method == "PUT" for seen in proxy.seen) == 1:
+            damage(exchange)
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(first_time)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        Storage.from_config(config).upload_file(local, f"{config.output}metrics.jsonl")
+
+    assert stored(bucket, "results/metrics.jsonl") == local.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "code"),
+    [(damage, Reason.STORAGE_UNAVAILABLE, 69), (refuse, Reason.STORAGE_ACCESS_DENIED, 78)],
+    ids=["always damaged", "refused in the middle"],
+)
+def test_an_upload_that_cannot_be_finished_changes_nothing_there_and_nothing_here(
+    tmp_path: Path, bucket: Bucket, fault: Callable[[Exchange], None], reason: Reason, code: int
+) -> None:
+    bucket.put(LORA, b"earlier")
+    local = large_file(tmp_path)
+    content = local.read_bytes()
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(lambda exchange: fault(exchange) if is_part(exchange, 2) else None)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        with pytest.raises(RewardFLError) as caught:
+            Storage.from_config(config).upload_file(local, f"{config.output}lora.safetensors")
+
+    assert (caught.value.reason, caught.value.exit_code) == (reason, code)
+    assert stored(bucket) == b"earlier"
+    assert unfinished(bucket) == []
+    assert local.read_bytes() == content
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from rewardfl_trainer.storage import Storage
+from rewardfl_api.spec import Storage as Spec
+Storage(Spec(endpoint=sys.argv[1])).upload_file(Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def kill_in_the_middle(proxy: FaultProxy, local: Path, uri: str) -> None:
+    """Upload in a process that is killed while its second part is on its way."""
+    proxy.before.append(lambda exchange: time.sleep(2) if is_part(exchange, 2) else None)
+    with subprocess.Popen([sys.executable, "-c", UPLOAD, proxy.endpoint, str(local), uri]) as process:
+        wait_for(lambda: any(is_part(exchange, 2) for exchange in proxy.seen), "the second part is on its way")
+        process.kill()
+    proxy.before.clear()
+
+
+def test_what_a_killed_process_left_in_the_bucket_is_removed_by_the_next_start_and_nothing_else(
+    tmp_path: Path, bucket: Bucket
+) -> None:
+    bucket.put(LORA, b"earlier")
+    for key in ("results/other-job/lora.safetensors", "results-of-others/lora.safetensors", "results/checkpoints/mine.bin"):
+        bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)
+    for key in ("results/checkpoints/step-7/state-00001.safetensors", "results/samples/after/0.mp4"):
+        bucket.client.create_multipart_upload(Bucket=bucket.name, Key=key)
+    config = configuration(tmp_path, bucket)
+    with fault_proxy(bucket.endpoint) as proxy:
+        kill_in_the_middle(proxy, large_file(tmp_path), f"{config.output}lora.safetensors")
+        assert LORA in unfinished(bucket)
+        removed = abort_interrupted(Storage.from_config(config), config.output)
+
+    assert sorted(removed) == ["checkpoints/step-7/state-00001.safetensors", "lora.safetensors", "samples/after/0.mp4"]
+    assert sorted(unfinished(bucket)) == [
+        "results-of-others/lora.safetensors", "results/checkpoints/mine.bin", "results/other-job/lora.safetensors",
+    ]  # fmt: skip
+    assert stored(bucket) == b"earlier"
+
+
+@pytest.mark.parametrize("status", [403, 501, 503])
+def test_a_service_that_does_not_list_uploads_stops_nothing(tmp_path: Path, bucket: Bucket, status: int) -> None:
+    def refuse_listing(exchange: Exchange) -> None:
+        if exchange.method == "GET" and "uploads" in exchange.path:
+            exchange.status = status
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(refuse_listing)
+        config = configuration(tmp_path, bucket, proxy.endpoint)
+        assert abort_interrupted(Storage.from_config(config), config.output) == []
+    assert any("uploads" in exchange.path for exchange in proxy.seen)
+
+
+def test_a_local_output_has_no_unfinished_uploads(tmp_path: Path, bucket: Bucket) -> None:
+    config = configuration(tmp_path, bucket, output=str(tmp_path / "results"))
+    assert abort_interrupted(Storage.from_config(config), config.output) == []
