@@ -34,8 +34,8 @@ def digest(content: bytes) -> str:
 def put(cache: Cache, key: str, content: bytes, version: str = "v1") -> Path:
     """Do what a fetcher does."""
     where = place(key)
-    with cache.lock(where, lambda: None), cache.part(where, len(content)) as part:
-        os.pwrite(part, content, 0)
+    with cache.lock(where, lambda: None):
+        cache.part_path(where).write_bytes(content)
     return cache.commit(where, version, len(content), sha256=digest(content))
 
 
@@ -295,8 +295,7 @@ def test_what_other_stagers_are_fetching_counts_once_and_until_it_is_there(tmp_p
 def test_what_a_killed_stager_left_unfinished_makes_room(tmp_path: Path) -> None:
     killed = opened(tmp_path)
     reserve_for(killed, None, ("big", 8192))
-    with killed.part(place("big"), 8192) as part:
-        os.pwrite(part, b"x" * 8192, 0)
+    killed.part_path(place("big")).write_bytes(b"x" * 8192)
     let_die(killed.lease)
 
     reserve_for(opened(tmp_path), 10_000, ("coming", 5000))
