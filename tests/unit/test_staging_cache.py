@@ -58,9 +58,9 @@ def let_die(lease: Lease | None) -> None:
 
 
 def use_long_ago(cache: Cache, content: bytes, seconds: float) -> None:
-    record = cache.own / "contents" / digest(content)
-    past = record.stat().st_mtime - seconds
-    os.utime(record, (past, past))
+    blob = cache.blob_path(digest(content))
+    status = blob.stat()
+    os.utime(blob, ns=(status.st_atime_ns - int(seconds * 1e9), status.st_mtime_ns))
 
 
 def reserve_for(cache: Cache, limit: int | None, *sizes: tuple[str, int]) -> set[tuple[str, ...]]:
@@ -226,8 +226,8 @@ def test_what_is_removed_gives_its_space_back_though_views_name_it_and_the_other
         put(before, key, key.encode() * 10)
         use_long_ago(before, key.encode() * 10, 1000 if key == "c" else 2000)
     blob, path = before.blob_path(digest(b"a" * 10)), publish(before, {place(key): digest(key.encode() * 10) for key in "ab"})
-    past = before.own / "contents" / digest(b"a" * 10)
-    os.utime(before.own / "views" / path.name, (past.stat().st_mtime + 1500, past.stat().st_mtime + 1500))
+    past = blob.stat().st_atime
+    os.utime(before.own / "views" / path.name, (past + 1500, past + 1500))
     held = os.open(blob, os.O_RDONLY)
 
     reserve_for(opened(tmp_path), 35, ("coming", 15))

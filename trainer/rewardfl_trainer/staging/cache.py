@@ -3,7 +3,6 @@
     <cache>/blobs/<xx>/<sha256>              the contents, read-only
     <cache>/views/<id>/<place...>            the same files under the names that the storage gives them: `views`
     <cache>/.rewardfl/sources/<place>        what lies at a place of the storage: version, size, SHA-256
-    <cache>/.rewardfl/contents/<sha256>      what a content looked like when it was put there, to notice a change
     <cache>/.rewardfl/{locks,parts}/<place>  a lock and the unfinished content of each place, under a hash of its names
     <cache>/.rewardfl/leases/                who uses what: `leases`
 
@@ -22,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
@@ -33,11 +32,15 @@ from rewardfl_trainer.staging.part import map_path
 
 OWN_FOLDER = ".rewardfl"
 BLOBS, VIEWS = "blobs", "views"
-OWN_KINDS = ("locks", "parts", "sources", "contents", "leases", "views")
+OWN_KINDS = ("locks", "parts", "sources", "leases", "views")
 GATE = "gate"
 """Name of the lock of all contents. No place has it: their names are hashes."""
 
 READ_ONLY = 0o444
+UNTOUCHED_NS = 10**18
+"""The modification time (2001-09-09 01:46:40 UTC) of every content: whoever writes to it gives it another one, which is how an
+edited or truncated file is known without reading it. The time of access is that of the last use."""
+
 LOCK_POLL_SECONDS = 0.25
 STAT_BLOCK_BYTES = 512
 """Unit of st_blocks, whatever the file system."""
@@ -55,14 +58,6 @@ class Source:
     version: str
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Content:
-    """What the file of a content looked like when it was put there, to recognise it again without reading it."""
-
-    size: int
-    mtime_ns: int
 
 
 class Cache:
@@ -91,6 +86,8 @@ class Cache:
         self.lease: Lease | None = None
         self.used: dict[tuple[str, ...], str] = {}
         self._gate = threading.Lock()
+        self._blobs, self._sources = str(self.root / BLOBS), str(self.own / "sources")
+        self._known_folders: set[str] = set()
 
     def is_current(self, place: Place, version: str, size: int, sha256: str | None = None) -> bool:
         """Whether the content of a place is there, whole and unchanged since it was put there. If so, it is in use from now on.
@@ -104,8 +101,9 @@ class Cache:
         Raises:
             RewardFLError: a symbolic link is in the way (UnsafePath).
         """
-        if tuple(place) in self.used:
-            return self.find(place, version, size, sha256) is not None
+        found = self.find(place, version, size, sha256)
+        if found is None or self.used.get(tuple(place)) == found:
+            return found is not None
         with self.gate():
             found = self.find(place, version, size, sha256)
             if found is not None:
@@ -120,10 +118,8 @@ class Cache:
 
     def is_intact(self, sha256: str, size: int | None = None) -> bool:
         """Whether a content is there and looks as it did when it was put there. It is not read."""
-        recorded, found = self.content(sha256), self.blob_status(sha256)
-        if recorded is None or found is None or size not in (None, found.st_size):
-            return False
-        return recorded == Content(found.st_size, found.st_mtime_ns)
+        found = self.blob_status(sha256)
+        return found is not None and found.st_mtime_ns == UNTOUCHED_NS and size in (None, found.st_size)
 
     @contextmanager
     def gate(self) -> Iterator[None]:
@@ -179,35 +175,34 @@ class Cache:
             if self.is_intact(sha256, size):
                 part.unlink()
             else:
-                part.chmod(READ_ONLY)
                 self._put(part, sha256)
             self._note(place, Source(version, size, sha256))
         return self.blob_path(sha256)
 
     def _put(self, part: Path, sha256: str) -> None:
-        """Move a file to where the content with this checksum belongs. What is recorded of it is written last."""
-        record = self.own / "contents" / sha256
-        record.unlink(missing_ok=True)
-        with opened(self.root, (BLOBS, sha256[:2]), create=True) as folder:
-            try:
-                os.rename(part, sha256, dst_dir_fd=folder)
-            except IsADirectoryError as error:
-                message = f"cache_dir: {self.blob_path(sha256)} is a folder where a file has to be"
-                raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
-            found = os.stat(sha256, dir_fd=folder, follow_symlinks=False)
-        write_whole(record, json.dumps(asdict(Content(found.st_size, found.st_mtime_ns))))
+        """Move a file to where the content with this checksum belongs."""
+        part.chmod(READ_ONLY)
+        os.utime(part, ns=(part.lstat().st_mtime_ns, UNTOUCHED_NS))  # what it was, the volume said: no clock of ours
+        self._open_blobs(sha256, create=True)
+        try:
+            part.rename(self._blob(sha256))
+        except IsADirectoryError as error:
+            message = f"cache_dir: {self.blob_path(sha256)} is a folder where a file has to be"
+            raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
 
     def use(self, place: Place, source: Source) -> None:
         """Note that this process uses the content that is there for a place. The caller holds the gate."""
         lease, name = self.lease, place_name(place)
         if lease is not None and (source.sha256 not in lease.contents or name in lease.needs):
             lease.add_content(source.sha256, name)
-        self._note(place, source)
+        if self.source(place) == source:
+            self.used[tuple(place)] = source.sha256
+        else:
+            self._note(place, source)
 
     def _note(self, place: Place, source: Source) -> None:
         self.used[tuple(place)] = source.sha256
-        if self.source(place) != source:
-            write_whole(self._own_path("sources", place), json.dumps({**asdict(source), "place": list(place)}))
+        write_whole(self._own_path("sources", place), json.dumps({**vars(source), "place": list(place)}))
 
     def blob_path(self, sha256: str) -> Path:
         """Return the file of a content."""
@@ -220,11 +215,22 @@ class Cache:
             RewardFLError: a symbolic link is in the way (UnsafePath).
         """
         try:
-            with opened(self.root, (BLOBS, sha256[:2]), create=False) as folder:
-                found = os.stat(sha256, dir_fd=folder, follow_symlinks=False)
+            self._open_blobs(sha256, create=False)
+            found = os.stat(self._blob(sha256), follow_symlinks=False)  # noqa: PTH116 - likewise
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found if stat.S_ISREG(found.st_mode) else None
+
+    def _open_blobs(self, sha256: str, *, create: bool) -> None:
+        """Look once that the folder of a content is a folder."""
+        name = sha256[:2]
+        if name not in self._known_folders:
+            with opened(self.root, (BLOBS, name), create=create):
+                self._known_folders.add(name)
+
+    def _blob(self, sha256: str) -> str:
+        """Return what `blob_path` does, for what is done for each of thousands of files."""
+        return f"{self._blobs}/{sha256[:2]}/{sha256}"
 
     def source(self, place: Place) -> Source | None:
         """Return what is recorded of a place of the storage."""
@@ -233,14 +239,9 @@ class Cache:
     def source_named(self, name: str) -> Source | None:
         """Return what is recorded of the place with this name."""
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            content = json.loads((self.own / "sources" / name).read_bytes())
+            with open(f"{self._sources}/{name}", "rb") as file:  # noqa: PTH123 - for each of thousands of files
+                content = json.load(file)
             return Source(content["version"], content["size"], content["sha256"])
-        return None
-
-    def content(self, sha256: str) -> Content | None:
-        """Return what is recorded of a content."""
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            return Content(**json.loads((self.own / "contents" / sha256).read_bytes()))
         return None
 
     def _own_path(self, kind: str, place: Place) -> Path:

@@ -45,10 +45,13 @@ def opened(root: Path, parts: Sequence[str], *, create: bool) -> Iterator[int]:
 
 def _step(folder: int, name: str, path: Path, create: bool) -> int:
     """Open the folder `name` in `folder`, making it if asked to."""
-    if create:
+    try:
+        return os.open(name, _OPEN_FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        if not create:
+            raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=folder)
-    try:
         return os.open(name, _OPEN_FOLDER, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -100,10 +103,13 @@ def files_below(folder: int, path: Path) -> dict[tuple[str, ...], os.stat_result
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file whole or not at all. Not flushed: whoever reads it compares it with what it is about."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}{FRESH}")
-    with opened_file(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+    fresh = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{FRESH}"
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
+    try:
         os.write(descriptor, text.encode())
-    fresh.replace(path)
+    finally:
+        os.close(descriptor)
+    os.replace(fresh, path)  # noqa: PTH105 - for each of thousands of files
 
 
 def check_place(place: Sequence[str], subject: str) -> None:

@@ -115,7 +115,6 @@ def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int | None:
                 for view in held.views_of.get(entry.name, []):  # their links would keep its bytes on the disk
                     _forget_view(cache, view)
                 cache.blob_path(entry.name).unlink(missing_ok=True)
-                (cache.own / "contents" / entry.name).unlink(missing_ok=True)
             case Kind.VIEW:
                 _forget_view(cache, entry.name)
             case Kind.PART:
@@ -134,10 +133,10 @@ def _forget_view(cache: Cache, name: str) -> None:
     if manifest is not None:
         used_ns = (cache.own / "views" / name).lstat().st_mtime_ns
         for sha256 in set(manifest.files.values()):
-            record = cache.own / "contents" / sha256
-            with contextlib.suppress(OSError):  # another user's, or gone
-                if record.lstat().st_mtime_ns < used_ns:
-                    os.utime(record, ns=(used_ns, used_ns))
+            found = cache.blob_status(sha256)
+            if found is not None and found.st_atime_ns < used_ns:
+                with contextlib.suppress(OSError):  # another user's, or gone
+                    os.utime(cache.blob_path(sha256), ns=(used_ns, found.st_mtime_ns))
     remove_view(cache, name)
 
 

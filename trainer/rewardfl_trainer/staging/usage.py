@@ -88,7 +88,7 @@ def survey(cache: Cache) -> Survey:
             Kind.CONTENT,
             path.name,
             status.st_size,
-            max(last_used.get(path.name, 0), _mtime_ns(cache.own / "contents" / path.name) or status.st_mtime_ns),
+            max(last_used.get(path.name, 0), status.st_atime_ns),
             tuple(sorted(users[path.name])),
         )
         for folder in _folders(cache.root / BLOBS)

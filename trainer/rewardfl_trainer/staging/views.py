@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_trainer.staging.cache import READ_ONLY, VIEWS, Cache, Content
+from rewardfl_trainer.staging.cache import READ_ONLY, UNTOUCHED_NS, VIEWS, Cache
 from rewardfl_trainer.staging.folders import files_below, link_in_the_way, opened, write_whole
 
 ID_CHARACTERS = 32
@@ -128,8 +128,17 @@ def _is_whole(cache: Cache, path: Path, files: Files) -> bool:
         return False
     if found.keys() != files.keys():
         return False
-    looks: dict[str, Content | None] = {sha256: cache.content(sha256) for sha256 in set(files.values())}
-    return all(Content(status.st_size, status.st_mtime_ns) == looks[files[place]] for place, status in found.items())
+    contents = {sha256: cache.blob_status(sha256) for sha256 in set(files.values())}
+    manifest = read_manifest(cache, path.name)
+    copies = manifest is not None and manifest.copied_bytes > 0
+    return all(_looks_like(status, contents[files[place]], copies=copies) for place, status in found.items())
+
+
+def _looks_like(file: os.stat_result, content: os.stat_result | None, *, copies: bool) -> bool:
+    """Whether a file of a view is a link to its content or, in a view that has copies, may be one."""
+    if content is None or file.st_mtime_ns != UNTOUCHED_NS:
+        return False
+    return os.path.samestat(file, content) or (copies and file.st_size == content.st_size)
 
 
 def _build(cache: Cache, aside: Path, files: Files) -> int:
