@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +115,7 @@ class Saver:
             for name, file_tensors in in_layouts(tensors, self.parameters).items():
                 path = self.folder / f"{name}{SUFFIX}"
                 write_whole(path, file_tensors, self._metadata(step))
-                uris.append(self.storage.upload_file(path, join(self.output, path.name)))
+                uris.append(self.uploads.insist(partial(self.storage.upload_file, path, join(self.output, path.name))))
         distributed.barrier()
         return uris
 

@@ -113,7 +113,7 @@ def _of_response(error: botocore.ClientError, subject: str, endpoint: str) -> Ex
     if status in (HTTP_PRECONDITION_FAILED, HTTP_RANGE_NOT_SATISFIABLE):
         return ObjectChangedError(subject)
     if code in DAMAGED_CODES:
-        return _unavailable(subject, endpoint, f"what was sent arrived damaged: {code} (HTTP {status})")
+        return unavailable(subject, endpoint, f"what was sent arrived damaged: {code} (HTTP {status})")
     if code in _BUSY_CODES or status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY_REQUESTS:
         return unavailable(subject, endpoint, f"{code or 'error'} (HTTP {status})")
     if code in _REGION_CODES:

@@ -83,6 +83,7 @@ def train(config: TrainerConfig, process: Process) -> None:
             train_steps(run, log, reporter)
             reporter.update(phase="Saving", step=total, total_steps=total)
             log.sample_scores(total, run.sampler.generate(run.sample_positions, "after"))
+        run.saver.uploads.tell = lambda text: reporter.update(phase="Saving", message=text)
         results = _save_results(run, config)
         reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=run.saver.uploads.uploaded, results=results)
 
@@ -197,12 +198,13 @@ def _save_results(run: Run, config: TrainerConfig) -> Results | None:
         return None
     path = run.folder / CONFIG_KEY
     path.write_text(config.dump(), encoding="utf-8")
-    run.storage.upload_file(path, join(run.config.output, CONFIG_KEY))
-    _upload_metrics(run)
+    run.saver.uploads.insist(lambda: run.storage.upload_file(path, join(run.config.output, CONFIG_KEY)))
+    run.saver.uploads.insist(lambda: _upload_metrics(run))
     samples = join(run.config.output, SAMPLES_FOLDER) if run.sample_positions else None
     logger.info("trained weights: %s", ", ".join(weights))
     results = Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
-    save_finished_results(run.storage, run.folder, run.config.output, run.order.total_steps, results)
+    total = run.order.total_steps
+    run.saver.uploads.insist(lambda: save_finished_results(run.storage, run.folder, run.config.output, total, results))
     return results
 
 

@@ -7,12 +7,13 @@ first. Only the newest one waits for its turn: one that is overtaken while it wa
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from rewardfl_api.errors import RewardFLError
+from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_api.progress import Checkpoint
 
 from .background import Background
@@ -28,11 +29,20 @@ WEIGHTS_SUFFIX = ".safetensors"
 RETRY_SECONDS = 30.0
 """Between an upload that failed and the next attempt, on top of the attempts that the storage client makes."""
 
+PATIENCE_SECONDS = 900.0
+"""How long a run that is done tries to upload its results: when it gives up, its disk goes with the pod. Below the time that
+the other ranks wait for this one (environment.COLLECTIVE_TIMEOUT)."""
+
+MAY_PASS = (Reason.STORAGE_UNAVAILABLE, Reason.STORAGE_ACCESS_DENIED, Reason.BUCKET_NOT_FOUND, Reason.IO_FAILED)
+"""Why an upload fails that works when somebody has mended something."""
+
 FAILED_RUN_SECONDS = 120.0
 """How long a run that fails waits for its last checkpoint to arrive."""
 
 CHECKPOINT = "the last checkpoint"
 """Name of its upload."""
+
+Uploaded = TypeVar("Uploaded")
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +63,22 @@ class Uploads:
         output: folder of the results there.
         keep: checkpoints kept, here and there.
         retry_seconds: pause after a failure.
+        patience_seconds: how long `insist` goes on, all its calls together.
     """
 
-    def __init__(self, storage: Storage, output: str, keep: int, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        output: str,
+        keep: int,
+        retry_seconds: float = RETRY_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self.storage, self.output, self.keep = storage, output, keep
+        self.tell: Callable[[str], None] = logger.warning
+        """Is told why the end of the run is waiting for the storage."""
+        self._retry_seconds, self._patience_seconds = retry_seconds, patience_seconds
+        self._waited_seconds = 0.0
         self.uploaded: Checkpoint | None = None
         """The newest checkpoint that is whole in `output`."""
         self._background = Background("uploads", retry_seconds)
@@ -69,6 +91,26 @@ class Uploads:
     def submit_file(self, local: Path, name: str) -> None:
         """Upload a whole local file as `name` in `output` soon. Returns at once."""
         self._background.put(name, lambda: self._upload_file(local, name))
+
+    def insist(self, upload: Callable[[], Uploaded]) -> Uploaded:
+        """Carry out an upload that the run cannot end without, and return its answer. The main thread's.
+
+        Storage that is away or refuses is tried again: the pod's disk, with what may be the only copy, goes with the pod.
+
+        Raises:
+            RewardFLError: it failed in a way that does not pass, or for too long.
+        """
+        while True:
+            began = time.monotonic()
+            try:
+                return upload()
+            except RewardFLError as error:
+                left = self._patience_seconds - self._waited_seconds
+                if error.reason not in MAY_PASS or left <= 0:
+                    raise
+                self.tell(f"The results cannot be uploaded; they are tried again for up to {left:.0f} s: {error.message}")
+            time.sleep(self._retry_seconds)
+            self._waited_seconds += time.monotonic() - began
 
     def finish(self, timeout_seconds: float | None = None) -> bool:
         """Wait until everything is uploaded, trying once more what failed; return whether it is."""

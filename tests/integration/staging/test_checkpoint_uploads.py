@@ -35,7 +35,7 @@ def bucket_saver(tmp_path: Path, bucket: Bucket, endpoint: str | None = None) ->
     config = configuration(tmp_path, bucket, endpoint)
     storage, made = Storage.from_config(config), saver(tmp_path)
     identity = made.identity.copy_with(output=config.output)
-    uploads = Uploads(storage, config.output, keep=2, retry_seconds=0.2)
+    uploads = Uploads(storage, config.output, keep=2, retry_seconds=0.2, patience_seconds=1.0)
     return replace(made, storage=storage, output=config.output, identity=identity, uploads=uploads)
 
 
@@ -126,3 +126,24 @@ def test_final_weights_that_cannot_be_uploaded_end_the_run_with_69_and_stay_on_t
             made.save_final(1)
     assert caught.value.exit_code is ExitCode.UNAVAILABLE
     assert (made.folder / "lora.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, "cannot be used"), (403, "refuses access")])
+def test_final_weights_wait_for_storage_that_is_away_or_refuses_for_a_while(
+    tmp_path: Path, bucket: Bucket, status: int, said: str
+) -> None:
+    told: list[str] = []
+
+    def until_it_was_told(exchange: Exchange) -> None:
+        if not told:
+            exchange.status = status
+
+    with fault_proxy(bucket.endpoint) as proxy:
+        proxy.before.append(until_it_was_told)
+        made = bucket_saver(tmp_path, bucket, proxy.endpoint)
+        made.uploads.tell = told.append
+        uris = made.save_final(1)
+    assert uris[0] == f"s3://{bucket.name}/results/lora.safetensors"
+    assert [said in text for text in told] == [True]
+    stored = bucket.client.get_object(Bucket=bucket.name, Key="results/lora.safetensors")["Body"].read()
+    assert stored == (made.folder / "lora.safetensors").read_bytes()
