@@ -3,7 +3,6 @@
 The whole of `reserve` happens behind the gate, so that of several stagers each sees what the others are going to fetch.
 """
 
-import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from rewardfl_trainer.staging.cache import VIEWS, Cache, Source, place_name
 from rewardfl_trainer.staging.leases import Lease, Need
 from rewardfl_trainer.staging.remote import RemoteFile
 from rewardfl_trainer.staging.usage import Entry, Kind, Survey, survey
-from rewardfl_trainer.staging.views import read_manifest, remove_tree, remove_view
+from rewardfl_trainer.staging.views import remove_tree, remove_view
 
 Wanted = Mapping[tuple[str, ...], RemoteFile]
 """The files of a plan, by their places."""
@@ -113,10 +112,10 @@ def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int | None:
         match entry.kind:
             case Kind.CONTENT:
                 for view in held.views_of.get(entry.name, []):  # their links would keep its bytes on the disk
-                    _forget_view(cache, view)
+                    remove_view(cache, view)
                 cache.blob_path(entry.name).unlink(missing_ok=True)
             case Kind.VIEW:
-                _forget_view(cache, entry.name)
+                remove_view(cache, entry.name)
             case Kind.PART:
                 (cache.own / "parts" / entry.name).unlink(missing_ok=True)
             case Kind.LEFTOVER:
@@ -125,19 +124,6 @@ def remove_entry(cache: Cache, held: Survey, entry: Entry) -> int | None:
         logger.warning("%s %s cannot be removed from %s: %s", entry.kind, entry.name, cache.root, error)
         return None
     return entry.size
-
-
-def _forget_view(cache: Cache, name: str) -> None:
-    """Remove a view; its contents keep the time of its last use."""
-    manifest = read_manifest(cache, name)
-    if manifest is not None:
-        used_ns = (cache.own / "views" / name).lstat().st_mtime_ns
-        for sha256 in set(manifest.files.values()):
-            found = cache.blob_status(sha256)
-            if found is not None and found.st_atime_ns < used_ns:
-                with contextlib.suppress(OSError):  # another user's, or gone
-                    os.utime(cache.blob_path(sha256), ns=(used_ns, found.st_mtime_ns))
-    remove_view(cache, name)
 
 
 def _check_plan(wanted: Wanted, found: Mapping[tuple[str, ...], str | None], limit: Limit) -> None:
