@@ -181,7 +181,6 @@ class Cache:
 
     def _put(self, part: Path, sha256: str) -> None:
         """Move a file to where the content with this checksum belongs."""
-        part.chmod(READ_ONLY)
         os.utime(part, ns=(part.lstat().st_mtime_ns, UNTOUCHED_NS))  # what it was, the volume said: no clock of ours
         self._open_blobs(sha256, create=True)
         try:
@@ -189,6 +188,7 @@ class Cache:
         except IsADirectoryError as error:
             message = f"cache_dir: {self.blob_path(sha256)} is a folder where a file has to be"
             raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
+        self.blob_path(sha256).chmod(READ_ONLY)  # not before: a part that was left must be open to the next stager
 
     def use(self, place: Place, source: Source) -> None:
         """Note that this process uses the content that is there for a place. The caller holds the gate."""
