@@ -44,6 +44,23 @@ def test_what_another_stager_has_fetched_counts_as_there_and_makes_no_rate() -> 
     assert meter.snapshot().bytes_per_second == 20
 
 
+def test_the_rate_is_that_of_the_last_seconds() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    file = meter.expect("a", "a", 1000)
+    file.add_present(400)
+    now[0] = 2.0
+    file.add(100)
+    assert (meter.snapshot().bytes_done, meter.snapshot().bytes_per_second) == (500, 50)
+
+    for second in range(3, 40):
+        now[0] = float(second)
+        meter.snapshot()
+    assert meter.snapshot().bytes_per_second == 0
+    file.add(-100)
+    assert meter.snapshot().bytes_done == 400
+
+
 def test_a_file_that_is_fetched_again_takes_back_its_bytes_and_one_that_was_replaced_its_size() -> None:
     meter = Meter()
     file, other = meter.expect("a", "a", 100), meter.expect("b", "b", 10)

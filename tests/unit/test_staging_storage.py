@@ -11,7 +11,6 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_trainer.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, Patience, make_client
 from rewardfl_trainer.staging.cache import Cache
-from rewardfl_trainer.staging.meter import Meter
 from rewardfl_trainer.staging.plan import _glob_pattern
 from rewardfl_trainer.storage import Storage, join
 
@@ -135,20 +134,3 @@ def test_the_lock_of_a_place_is_waited_for_and_the_wait_can_be_given_up(tmp_path
         (lock,) = (tmp_path / ".rewardfl/locks").iterdir()
         with lock.open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_the_rate_is_that_of_the_last_seconds_and_leaves_out_what_was_there() -> None:
-    now = [0.0]
-    meter = Meter(1000, clock=lambda: now[0])
-    meter.add_present(400)
-    now[0] = 2.0
-    meter.add(100)
-    assert (meter.snapshot().bytes_done, meter.snapshot().bytes_per_second) == (500, 50.0)
-
-    for second in range(3, 40):
-        now[0] = float(second)
-        meter.snapshot()
-    assert meter.snapshot().bytes_per_second == 0.0
-    meter.add(-100)
-    assert meter.snapshot().bytes_done == 400
-    assert "staged 0.0 of 0.0 MB" in meter.line()

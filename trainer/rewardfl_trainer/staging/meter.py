@@ -80,15 +80,13 @@ class Meter:
     """Bytes and files done, of those in all. Safe to use from several threads.
 
     Args:
-        bytes_total: bytes to stage beside those of the files that are expected one by one.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, bytes_total: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.RLock()
         self._clock = clock
-        self._total = bytes_total
-        self._done = self._moved = self._bytes_cached = self._files_done = self._files_cached = 0
+        self._total = self._done = self._moved = self._bytes_cached = self._files_done = self._files_cached = 0
         self._files: dict[Hashable, FileMeter] = {}
         self._shown: list[FileMeter] | None = []
         self._samples = deque([(clock(), 0)])
@@ -101,21 +99,6 @@ class Meter:
                 self._total += size
                 self._shown = None
             return self._files[key]
-
-    def add(self, count: int) -> None:
-        """Count bytes that arrived; a negative number takes back what has to be fetched again."""
-        with self.lock:
-            self.count(count, moved=max(0, count))
-
-    def add_present(self, count: int) -> None:
-        """Count bytes that were there before; they do not make the rate."""
-        with self.lock:
-            self.count(count)
-
-    def add_total(self, difference: int) -> None:
-        """Correct the bytes in all, for a file whose size changed."""
-        with self.lock:
-            self.expect_bytes(difference)
 
     def snapshot(self) -> StagingProgress:
         """Return the counts, the rate of the last seconds, and how far the largest files are."""
