@@ -129,6 +129,7 @@ class Life:
         with self._in.operator(leaderElection=LEASE) as second:  # takes the Lease over, and finds what there is
             self._in.create(manifest(self._name("late")))
             self._in.wait_for_pods(self._name("late"), 2)
+            self._uninstall("late")
             assert second.stop() == 0
 
     def run_one(self) -> None:
@@ -140,6 +141,9 @@ class Life:
                 Kubelet(self._in, name).stage(pod)
                 Kubelet(self._in, name).end(pod)
             self._until("good", "no pods", lambda name: self._in.phase(name) == "Succeeded" and not self._in.pods(name))
+            self._in.create(manifest(self._name("left")))
+            self._in.wait_for_pods(self._name("left"), 2)
+            self._uninstall("left")
             assert operator.stop() == 0
 
     def _name(self, job: str) -> str:
@@ -231,6 +235,10 @@ class Life:
             return len(own) == 6 and all(("rewardfl-operator", "Apply") in of_one for of_one in managers)
 
         self._until("edited", "applied again", applied)
+
+    def _uninstall(self, job: str) -> None:
+        """Do what the chart does before it is uninstalled, with the same rights."""
+        assert f"default/{self._name(job)}: released" in self._in.release("--patience-seconds", "0")
 
     def _until(self, job: str, what: str, check: Callable[[str], Any]) -> None:
         until(f"{self._name(job)}: {what}", lambda: check(self._name(job)))
