@@ -19,7 +19,7 @@ import aiohttp
 from kubernetes.config import ConfigException
 
 from . import leaving, logs
-from .cluster import CONFLICT, FORBIDDEN, JOBS, NOT_FOUND, PODS, ApiError, Cluster
+from .cluster import CONFLICT, ERRORS, FORBIDDEN, JOBS, NOT_FOUND, PODS, ApiError, Cluster
 from .informer import Key
 from .names import CHILD_SELECTOR
 from .observed import owner_uid
@@ -31,12 +31,18 @@ PATIENCE_SECONDS = 60.0
 """For gangs that are about to start again: the Job controller's first pause is 10 s, and survivors have 30 s to end."""
 
 PAUSE_SECONDS = 1.0
+TOO_MANY, INTERNAL = 429, 500
+FAILURES = (ApiError, aiohttp.ClientError, TimeoutError)
 REMEDY = (
     "uninstall without it (`helm uninstall --no-hooks`) and delete the Jobs of jobs of several nodes before their namespaces,"
     " see docs/installation.md"
 )
 
 logger = logging.getLogger("rewardfl_operator.release")
+
+
+class NotReleased(Exception):
+    """What could not be done."""
 
 
 def main() -> None:
@@ -53,7 +59,7 @@ def main() -> None:
         settings = OperatorSettings.load(arguments.settings)
         logs.configure(settings.log_format, settings.log_level)
         asyncio.run(release(settings.watch_namespaces, arguments.kubeconfig or None, arguments.patience_seconds))
-    except (ApiError, ConfigException, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+    except (NotReleased, ConfigException, OSError, ValueError) as error:
         sys.exit(f"not released: {str(error).strip() or type(error).__name__}; {REMEDY}")
 
 
@@ -61,8 +67,7 @@ async def release(namespaces: list[str], kubeconfig: str | None, patience_second
     """Release the Jobs of `namespaces` (empty: of all), those that are about to start again as soon as they have.
 
     Raises:
-        ApiError: the API server refuses what is asked.
-        aiohttp.ClientError, TimeoutError: there is no answer.
+        NotReleased: the API server refused something, or did not answer in time. Everything else was done.
         ConfigException: there is neither a service account nor a usable kubeconfig.
     """
     cluster = await Cluster.connect(kubeconfig)
@@ -74,6 +79,8 @@ async def release(namespaces: list[str], kubeconfig: str | None, patience_second
             left = await turns.turn(patient=monotonic() < end)
     finally:
         await cluster.close()
+    if turns.refused:
+        raise NotReleased("; ".join(f"{what}: {why}" for what, why in turns.refused.items()))
     logger.info("nothing is left to release")
 
 
@@ -89,15 +96,42 @@ class Turns:
         self._cluster = cluster
         self._namespaces: list[str | None] = [*namespaces] or [None]
         self._waits_for: set[str] = set()
+        self.refused: dict[str, str] = {}
+        """What could not be done, and what the API server says to that."""
 
     async def turn(self, patient: bool) -> bool:
         """Release what can be released now. Return whether to look again."""
         left = False
         for namespace in self._namespaces:
-            for live, pods in await self._look(namespace):
-                with logs.about(live["metadata"]["namespace"], live["metadata"]["name"]):
-                    left |= await self._act(live, pods, patient)
+            try:
+                found = await self._look(namespace)
+            except FAILURES as error:
+                left |= self._failed(f"the Jobs of {namespace or 'all namespaces'}", error, patient)
+                continue
+            for live, pods in found:
+                left |= await self._try(live, pods, patient)
         return left
+
+    async def _try(self, live: Raw, pods: list[Raw], patient: bool) -> bool:
+        """Do what is to be done about one Job. Return whether to look at it again."""
+        key = live["metadata"]["namespace"], live["metadata"]["name"]
+        with logs.about(*key):
+            try:
+                left = await self._act(key, live, pods, patient)
+            except FAILURES as error:
+                return self._failed("/".join(key), error, patient)
+        self.refused.pop("/".join(key), None)
+        return left
+
+    def _failed(self, what: str, error: Exception, patient: bool) -> bool:
+        """Return whether it is worth to ask again; remember what is not."""
+        why = str(error).strip() or type(error).__name__
+        lasts = isinstance(error, ApiError) and ERRORS <= error.status < INTERNAL and error.status != TOO_MANY
+        if lasts or not patient:
+            self.refused[what] = why
+            return False
+        logger.warning("%s: %s; again in %.0f s", what, why, PAUSE_SECONDS)
+        return True
 
     async def _look(self, namespace: str | None) -> list[tuple[Raw, list[Raw]]]:
         """Return every Job with its pods. Those are listed later: a count that changes meanwhile changes the Job's version."""
@@ -113,10 +147,8 @@ class Turns:
             return []
         return [(live, pods[live["metadata"]["uid"]]) for live in jobs]
 
-    async def _act(self, live: Raw, pods: list[Raw], patient: bool) -> bool:
-        """Do what is to be done about one Job. Return whether to look at it again."""
-        metadata = live["metadata"]
-        key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
+    async def _act(self, key: Key, live: Raw, pods: list[Raw], patient: bool) -> bool:
+        uid = live["metadata"]["uid"]
         match leaving.decide(live, pods, patient):
             case leaving.Wait():
                 if uid not in self._waits_for:

@@ -136,7 +136,7 @@ class Installation:
             raise
         return operator
 
-    def release(self, *more: str) -> str:
+    def release(self, *more: str, kubeconfig: str = "", exit_code: int = 0, **settings: Any) -> str:
         """Run what the chart runs before it is uninstalled, as the chart's service account, and return its log."""
         (hook,) = [
             document
@@ -146,21 +146,18 @@ class Installation:
         pod = hook["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert pod["serviceAccountName"] == "rewardfl-operator"
-        settings = self.folder / "settings.yaml"
-        settings.write_text(self.get("configmap", "rewardfl-operator", NAMESPACE)["data"]["settings.yaml"], encoding="utf-8")
+        self._write_settings(self.folder / "settings.yaml", settings)
         arguments = [argument.replace("/etc/rewardfl-operator", str(self.folder)) for argument in container["args"]]
-        command = [sys.executable, *container["command"][1:], *arguments, "--kubeconfig", self.kubeconfig(), *more]
+        command = [sys.executable, *container["command"][1:], *arguments, "--kubeconfig", kubeconfig or self.kubeconfig(), *more]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
-        assert ended.returncode == 0, ended.stderr
+        assert ended.returncode == exit_code, ended.stderr
         return ended.stderr
 
     def start_process(self, kubeconfig: str = "", **settings: Any) -> Operator:
         """Start an operator. Unless it is told otherwise it is alone, and takes part in no election."""
         number = len(self.operators)
-        chart = self.get("configmap", "rewardfl-operator", NAMESPACE)["data"]["settings.yaml"]
         file = self.folder / f"settings-{number}.yaml"
-        own = {"healthPort": 0, "resyncSeconds": 30, "leaderElection": {"enabled": False}, **settings}
-        file.write_text(yaml.safe_dump({**yaml.safe_load(chart), **own}), encoding="utf-8")
+        self._write_settings(file, {"healthPort": 0, "resyncSeconds": 30, "leaderElection": {"enabled": False}, **settings})
         log = self.folder / f"operator-{number}.log"
         command = [sys.executable, "-m", "rewardfl_operator.main", "--settings", str(file)]
         command += ["--kubeconfig", kubeconfig or self.kubeconfig()]
@@ -170,6 +167,11 @@ class Installation:
         operator = Operator(process, log)
         self.operators.append(operator)
         return operator
+
+    def _write_settings(self, file: Path, own: Raw) -> None:
+        """Write the settings that the chart has made, with some of one's own."""
+        chart = self.get("configmap", "rewardfl-operator", NAMESPACE)["data"]["settings.yaml"]
+        file.write_text(yaml.safe_dump({**yaml.safe_load(chart), **own}), encoding="utf-8")
 
     def kubeconfig(self) -> str:
         """Write a kubeconfig with a token of the chart's service account, and nothing else."""

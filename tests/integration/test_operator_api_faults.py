@@ -63,6 +63,11 @@ def listed(installation: Installation, kinds: str, namespace: str) -> list[dict[
     return list(json.loads(answer)["items"])
 
 
+def listed_everywhere(installation: Installation) -> list[dict[str, Any]]:
+    """The Kubernetes Jobs of all jobs."""
+    return list(json.loads(installation.cluster.kubectl("get", "jobs", "-A", "-o", "json"))["items"])
+
+
 def place_of(call: Call) -> tuple[str, str]:
     """The namespace and the plural of a request; empty for requests of the whole cluster."""
     steps = call.path.partition("/namespaces/")[2].split("/")
@@ -113,6 +118,31 @@ def test_what_asks_for_time_gets_it(proxy: ApiProxy, operator: Operator) -> None
     for first in refused:
         waits = [call.at - first.at for call in calls if call.at > first.at + UNDER_WAY_SECONDS]
         assert min(waits) >= RETRY_AFTER, place_of(first)
+
+
+def test_what_runs_before_the_chart_is_uninstalled_outlives_the_same_and_says_what_it_could_not_do(
+    installation: Installation, proxy: ApiProxy, operator: Operator
+) -> None:
+    kubeconfig = proxy.kubeconfig(installation.kubeconfig(), installation.folder / "release.kubeconfig")
+    met: set[str] = set()
+
+    def rule(call: Call) -> Fault | None:
+        namespace, kind = place_of(call)
+        if call.path.endswith("/pods") and not call.is_watch and "pods" not in met:
+            met.add("pods")
+            return Fault(status=503)
+        if (call.method, kind) != ("PATCH", "jobs") or (namespace in met and namespace != "refused"):
+            return None
+        met.add(namespace)
+        return Fault(status=403) if namespace == "refused" else FAULTS[namespace]
+
+    with proxy.with_rule(rule):
+        said = installation.release("--patience-seconds", "20", kubeconfig=kubeconfig, exit_code=1)
+
+    assert met == {"pods", *FAULTS}
+    assert said.splitlines()[-1].startswith("not released: refused/job: 403: ")
+    limits = {item["metadata"]["namespace"]: item["spec"]["backoffLimit"] for item in listed_everywhere(installation)}
+    assert {namespace for namespace, limit in limits.items() if limit != 0} == {"refused"}
 
 
 def test_watches_that_fall_silent_are_replaced_and_nothing_is_missed(

@@ -283,3 +283,7 @@ def test_served_namespaces_are_enough_for_an_operator_that_serves_only_them(
     assert "status" not in installation.get("rewardfljob", "foreign", "foreign")
     may = installation.cluster.kubectl("auth", "can-i", "--list", f"--as={USER}", "--namespace=foreign")
     assert "rewardfl" not in may
+    assert "foreign: left out" in installation.release(watchNamespaces=["foreign"])
+    said = installation.release(watchNamespaces=[], exit_code=1)
+    assert said.startswith("not released: the Jobs of all namespaces: 403: ")
+    assert "--no-hooks" in said
