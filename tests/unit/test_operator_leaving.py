@@ -9,7 +9,7 @@ from rewardfl_api.job import RewardFLJob
 from rewardfl_operator import leaving, resources, upkeep
 from rewardfl_operator.leaving import Lower, Released, Remove, Wait
 from rewardfl_operator.settings import OperatorSettings
-from tests.unit.operator_objects import START, condition, ended, job, pod, training_pod
+from tests.unit.operator_objects import START, condition, ended, job, pod, running, training_pod
 
 Raw = dict[str, Any]
 UNLIMITED = 2**31 - 1
@@ -76,8 +76,13 @@ def test_a_limit_that_is_low_enough_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "lost",
-    [failed(1), failed(1, EVICTED), {**training(1), "status": {"phase": "Running", "conditions": [EVICTED]}}],
-    ids=("failed", "evicted and ended", "evicted"),
+    [
+        failed(1),
+        failed(1, EVICTED),
+        held(pod(1, running("trainer", 10), conditions=(EVICTED,))),
+        held(pod(1, running("trainer", 10), deleting=True)),
+    ],
+    ids=("failed", "evicted and ended", "evicted", "deleted by hand"),
 )
 def test_a_gang_that_starts_again_is_waited_for(lost: Raw) -> None:
     assert leaving.decide(made(), [training(0), lost], patient=True) == Wait()
