@@ -26,10 +26,12 @@ def body(**spec: Any) -> dict[str, Any]:
 
 
 def test_the_trainer_is_told_exactly_what_the_job_says() -> None:
-    job = RewardFLJob.parse(body(gpusPerNode=0, deepspeed={"preset": "zero3"}))
+    cache = {"hostPath": "/var/cache/models", "maxSize": "500Gi"}
+    job = RewardFLJob.parse(body(gpusPerNode=0, deepspeed={"preset": "zero3"}, cache=cache))
     config = TrainerConfig.model_validate(yaml.safe_load(TrainerConfig.from_job(job).dump()))
     assert config.device == "cpu"
     assert config.training == job.spec.training
+    assert config.cache_max_size == "500Gi"
     assert config.deepspeed["zero_optimization"]["stage"] == 3
     assert config.progress is not None
     assert (config.progress.namespace, config.progress.config_map) == ("team", "faces-progress")
@@ -44,6 +46,7 @@ def test_a_damaged_status_does_not_make_the_job_unreadable() -> None:
     [
         ({"processesPerNode": 2}, "processesPerNode=2: only for CPU training"),
         ({"cache": {"hostPath": "/c", "emptyDir": {}}}, "give one of host_path, empty_dir"),
+        ({"cache": {"maxSize": "half"}}, "maxSize"),
         ({"deepspeed": {"preset": "zero2", "config": {}}}, "give preset (zero2) or config, not both"),
         ({"output": "/tmp/out"}, "output"),
         ({"storage": {"endpoint": "https://user:secret@s3"}}, "endpoint"),

@@ -14,6 +14,7 @@ import pytest
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.quantities import bytes_of
 from rewardfl_api.uris import parse_source
+from rewardfl_trainer.precompute.digests import Digests
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.leases import DEAD_AFTER_SECONDS, Lease, beating, hand_over, kept, live
 from rewardfl_trainer.staging.remote import Digest, RemoteFile
@@ -179,6 +180,21 @@ def test_a_view_that_was_changed_is_built_anew(tmp_path: Path, change: str) -> N
     publish(cache, files)
 
     assert {path.name: path.read_bytes() for path in one.parent.iterdir()} == {"one.bin": b"one", "two.bin": b"two"}
+
+
+def test_the_trainer_knows_the_digest_of_a_staged_file_without_reading_it_until_it_is_edited(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    put(cache, "a.bin", b"content")
+    path = publish(cache, {place("a.bin"): digest(b"content")}).joinpath(*place("a.bin"))
+    digests = Digests(tmp_path / "digests")
+    before = path.stat()
+    path.write_bytes(b"unseen!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert digests.of(path) == digest(b"content")
+
+    path.write_bytes(b"edited")
+    assert digests.of(path) == digest(b"edited")
 
 
 @pytest.mark.parametrize("edited", [False, True])

@@ -1,7 +1,7 @@
 """The SHA-256 of files, remembered beside the cache: 28 GB of weights are read once and not on every start.
 
 A digest is remembered for a file's path, size, modification time and inode. A file that changed so lately that the next change
-might get the same time is not remembered.
+might get the same time is not remembered. Files that were staged are known by their digest already, and not read at all.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..disk import sha256_of
+from ..staging.views import known_sha256
 from .locks import claim
 
 SETTLED_SECONDS = 2.0
@@ -79,7 +80,9 @@ class Digests:
         return digest
 
     def _recall(self, path: Path) -> str | None:
-        """Return the digest that is remembered of the file as it is now."""
+        """Return the digest that is remembered of the file as it is now, be it here or from when it was staged."""
+        if (staged := known_sha256(path)) is not None:
+            return staged
         try:
             content = json.loads(self._record(path).read_text(encoding="utf-8"))
             digest = content.pop("sha256")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.staging.cache import BLOBS, OWN_FOLDER, Cache
+from rewardfl_trainer.staging.folders import FRESH
+from rewardfl_trainer.staging.leases import DEAD_AFTER_SECONDS
 from rewardfl_trainer.staging.room import remove_entry
 from rewardfl_trainer.staging.usage import Entry, Kind, Survey, survey
 
@@ -113,7 +115,7 @@ def prune(cache: Cache, max_bytes: int | None = None, idle_seconds: float = 0.0,
             left -= item.bytes
             removed.append(item)
         if not dry_run:
-            _forget_the_missing(cache)
+            _forget_the_missing(cache, held.now_ns)
     return removed
 
 
@@ -207,8 +209,12 @@ def _removed(cache: Cache, held: Survey, item: Item, entry: Entry | None) -> boo
     return True
 
 
-def _forget_the_missing(cache: Cache) -> None:
-    """Remove the records of contents that are gone. The caller holds the gate."""
+def _forget_the_missing(cache: Cache, now_ns: int) -> None:
+    """Remove the records of contents that are gone, and those that nobody finished. The caller holds the gate."""
     for path, sha256, _ in list(_records(cache)):
         if cache.blob_status(sha256) is None:
             path.unlink(missing_ok=True)
+    for kind in ("sources", "views"):
+        for path in (cache.own / kind).glob(f"*{FRESH}"):
+            if now_ns - path.lstat().st_mtime_ns > DEAD_AFTER_SECONDS * NANOSECONDS:
+                path.unlink(missing_ok=True)

@@ -154,11 +154,9 @@ def live(own_folder: Path) -> list[Lease]:
     found = []
     for path in sorted(folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):
-            if path.name.startswith(".") or path.suffix == FRESH:
-                continue
             if now_ns - path.lstat().st_mtime_ns > DEAD_AFTER_SECONDS * 1e9:
                 path.unlink()
-            else:
+            elif not path.name.startswith(".") and path.suffix != FRESH:
                 found.append(Lease.read(path))
     return found
 

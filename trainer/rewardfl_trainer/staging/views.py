@@ -15,10 +15,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
-from rewardfl_trainer.staging.cache import READ_ONLY, UNTOUCHED_NS, VIEWS, Cache
+from rewardfl_trainer.staging.cache import OWN_FOLDER, READ_ONLY, UNTOUCHED_NS, VIEWS, Cache
 from rewardfl_trainer.staging.folders import files_below, link_in_the_way, opened, write_whole
 
 ID_CHARACTERS = 32
@@ -83,10 +84,30 @@ def view_name(files: Files) -> str:
     return state.hexdigest()[:ID_CHARACTERS]
 
 
+def known_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file of a view without reading it; None for any other file, and for one that was changed."""
+    for view in path.parents:
+        if view.parent.name == VIEWS:
+            sha256 = _files_of(view).get(path.relative_to(view).as_posix())
+            return sha256 if sha256 is not None and path.lstat().st_mtime_ns == UNTOUCHED_NS else None
+    return None
+
+
+@lru_cache(maxsize=32)
+def _files_of(view: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a view; those of an id never change. Of any other folder there are none."""
+    manifest = _manifest_at(view.parent.parent / OWN_FOLDER / "views" / view.name)
+    return manifest.files if manifest is not None else {}
+
+
 def read_manifest(cache: Cache, name: str) -> Manifest | None:
     """Return what a view consists of; None when that is not known."""
+    return _manifest_at(cache.own / "views" / name)
+
+
+def _manifest_at(path: Path) -> Manifest | None:
     try:
-        content = json.loads((cache.own / "views" / name).read_bytes())
+        content = json.loads(path.read_bytes())
         return Manifest(dict(content["files"]), int(content["copied_bytes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
