@@ -83,6 +83,8 @@ class Cache:
                 raise
             raise _not_writable(root, error) from error
         self.own = self.root / OWN_FOLDER
+        if not all(os.access(folder, os.W_OK) for folder in (self.root / BLOBS, self.root / VIEWS, self.own / "leases")):
+            raise _not_writable(root, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
         self.lease: Lease | None = None
         self.used: dict[tuple[str, ...], str] = {}
         self._gate = threading.Lock()
@@ -257,7 +259,7 @@ def _not_writable(root: Path, error: OSError) -> RewardFLError:
     return RewardFLError(
         Reason.IO_FAILED,
         f"cache_dir={root}: user {os.getuid()} cannot write there: {error.strerror}",
-        f"Give the folder to the pods' user, e.g. `chown {os.getuid()}:{os.getgid()}` on the node for cache.hostPath; for a claim"
-        " that is mounted read-only, use one that is not.",
+        f"On the node of a cache.hostPath: `chown -R {os.getuid()}:{os.getgid()}`. A claim must not be mounted read-only. Users"
+        " that share a cache need a group in common (fsGroup).",
         ExitCode.IO_ERROR,
     )
