@@ -16,6 +16,9 @@ CRD_FILES := crds/rewardfl.io_rewardfljobs.yaml charts/rewardfl/files/rewardfl.i
 DOC_FILES := docs/operations.md docs/reference.md
 CLUSTER ?= local
 TESTS ?= tests
+BASE ?=
+REGISTRY ?=
+IMAGES ?=
 GPU_PYTHON ?=
 
 .PHONY: help
@@ -105,9 +108,14 @@ check-generated: setup ## fail when a generated file is not current
 lock: $(UV) ## lock the dependencies again, with hashes and without addresses
 	@compile="$(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade"
 	$$compile --custom-compile-command "make lock" --all-extras pyproject.toml -o requirements/dev.txt
+	printf 'hatchling>=1.27\npip\nsetuptools\n' | $$compile --custom-compile-command "make lock" -c requirements/dev.txt - -o requirements/build.txt
 	for extra in operator trainer; do
 	  $$compile --custom-compile-command "make lock" --extra $$extra --extra cli -c requirements/dev.txt pyproject.toml -o requirements/$$extra.txt
 	done
+
+.PHONY: images
+images: setup ## build both images with docker, podman or buildah (BASE=local: where no image registry is reached; docs/images.md)
+	@exec $(BIN)/python -m docker.build --base "$(BASE)" --registry "$(REGISTRY)" $(IMAGES)
 
 .PHONY: cluster-build
 cluster-build: setup ## build or find the local Kubernetes' programs

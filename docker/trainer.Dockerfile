@@ -1,25 +1,79 @@
 # syntax=docker/dockerfile:1
-# The job image: `stage` and `train`. Build from the repository's root: docker build -f docker/trainer.Dockerfile -t rewardfl-trainer .
-# CUDA's runtime libraries come with torch's wheels; the node needs a driver that supports their CUDA version.
-# BASE needs Python 3.11 or newer with venv and pip; the official slim image is the one that users get.
+# The job image: `stage` and `train`. `make images` builds it; by hand, from the repository's root:
+# docker build -f docker/trainer.Dockerfile -t rewardfl-trainer .
+# CUDA's runtime libraries come with torch's wheels; the node needs a driver that supports their CUDA version (docs/images.md).
+# BASE needs Python 3.11 or newer with venv; the official slim image is the one that users get.
+# Secrets, all optional and gone after their step: pip.conf, ca-certificates, apt.conf (what this machine needs to reach packages).
+# Why it is built this way: docs/decisions/0126-images-from-scratch.md, 0127-cpu-adam-in-the-image.md.
 ARG BASE=python:3.12-slim-bookworm
 
-FROM ${BASE} AS build
+# What installs: it is lent to the steps below and is part of no image.
+FROM ${BASE} AS installer
+COPY requirements/build.txt requirements/trainer.txt /requirements/
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
+    python3 -m venv /installer \
+    && PIP_CONFIG_FILE=/run/secrets/pip.conf /installer/bin/pip install --no-cache-dir --require-hashes -r /requirements/build.txt
+
+FROM installer AS compiler
+COPY docker/apt-install.sh /tmp/
+RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=ca-certificates sh /tmp/apt-install.sh g++ Python.h
+
+FROM installer AS project
 WORKDIR /src
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/rewardfl
-COPY requirements/trainer.txt requirements/
-RUN /opt/rewardfl/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/trainer.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
 COPY operator/rewardfl_operator/__init__.py operator/rewardfl_operator/
 COPY trainer trainer
-RUN /opt/rewardfl/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
+RUN /installer/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels .
 
-FROM ${BASE}
+FROM ${BASE} AS base
+COPY docker/clean-root.sh /tmp/
+RUN sh /tmp/clean-root.sh
+
+# The cleaned base and the dependencies, which change seldom. DeepSpeed comes as source; it is built with the installer's locked
+# setuptools, and without any of its operations. pip stays: images with rewards of one's own are built upon this one. Some packages carry files for a newer Python, which cannot be compiled here.
+FROM scratch AS dependencies
+COPY --from=base / /
+# (buildah 1.28 lends the files of a stage that it finds in its cache only where something is copied from that stage too.)
+COPY --from=installer /requirements /opt/rewardfl/requirements
+RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
+    --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
+    python3 -m venv --without-pip /opt/rewardfl \
+    && cp -r /installer/lib/python3*/site-packages/pip* /opt/rewardfl/lib/python3*/site-packages/ \
+    && sed 's#/installer/#/opt/rewardfl/#' /installer/bin/pip >/opt/rewardfl/bin/pip && chmod 755 /opt/rewardfl/bin/pip \
+    && PYTHONPATH=$(echo /installer/lib/python3*/site-packages) DS_ACCELERATOR=cpu DS_BUILD_OPS=0 PIP_CONFIG_FILE=/run/secrets/pip.conf \
+       /installer/bin/pip --python /opt/rewardfl/bin/python install --no-cache-dir --no-compile --progress-bar off --ignore-installed \
+       --no-build-isolation --use-pep517 --require-hashes -r /opt/rewardfl/requirements/trainer.txt \
+    && { python3 -B -W ignore -m compileall -qq -f -j 0 -x '/kubernetes/(aio/)?client/(models|api)/' \
+         --invalidation-mode unchecked-hash /opt/rewardfl || true; } \
+    && find /opt/rewardfl -exec touch -h -d @0 {} +
+
+FROM compiler AS cpu-adam
+COPY --from=dependencies /opt/rewardfl/requirements /requirements
+COPY docker/cpu_adam.py /tmp/
+RUN --mount=type=bind,from=dependencies,source=/opt/rewardfl,target=/opt/rewardfl \
+    PYTHONPATH=$(echo /installer/lib/python3*/site-packages) PYTHONDONTWRITEBYTECODE=1 DS_ACCELERATOR=cpu \
+    /opt/rewardfl/bin/python /tmp/cpu_adam.py /tmp/built \
+    && target=/out$(echo /opt/rewardfl/lib/python3*/site-packages) && mkdir -p "$target" && cp -r /tmp/built/deepspeed "$target" \
+    && find /out -exec touch -h -d @0 {} +
+
+FROM dependencies
+COPY --from=cpu-adam /out /
+COPY --from=project /src/LICENSE /opt/rewardfl/
+RUN --mount=type=bind,from=installer,source=/installer,target=/installer --mount=type=bind,from=project,source=/wheels,target=/wheels \
+    /installer/bin/pip --python /opt/rewardfl/bin/python install -q --no-compile --no-index --no-deps /wheels/*.whl \
+    && /installer/bin/pip --python /opt/rewardfl/bin/python check \
+    && rm /opt/rewardfl/bin/rewardfl-operator \
+    && python3 -B -m compileall -q -f --invalidation-mode unchecked-hash /opt/rewardfl/lib/python3*/site-packages/rewardfl_* \
+    && find /opt/rewardfl -newermt @0 -exec touch -h -d @0 {} +
+ENV PATH=/opt/rewardfl/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LANG=C.UTF-8 HOME=/tmp
+USER 65532:65532
+ARG VERSION=""
+ARG REVISION=""
+ARG SOURCE=""
 LABEL org.opencontainers.image.title="rewardfl-trainer" \
       org.opencontainers.image.description="Trainer for Reward Feedback Learning of Wan2.2" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/rewardfl /opt/rewardfl
-ENV PATH=/opt/rewardfl/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-USER 65532:65532
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}"

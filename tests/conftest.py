@@ -16,6 +16,9 @@ SHARED = ("distributed", "e2e", "gpu")
 NODE = "integration/test_local_cluster.py"
 """Starts nodes, as the end-to-end tests do: one at a time."""
 
+IMAGES = "images"
+"""Tests of the images start a node too."""
+
 FIRST = ("distributed", "e2e", "integration", "chart", "gpu", "unit")
 """The long groups begin first, so that none is left over at the end."""
 
@@ -42,7 +45,7 @@ def group_of(nodeid: str) -> str:
     """Return the group of a test."""
     path = nodeid.partition("::")[0].removeprefix("tests/")
     folder = path.partition("/")[0]
-    if path == NODE:
+    if path == NODE or folder == IMAGES:
         return "e2e"
     return folder if folder in SHARED else path
 

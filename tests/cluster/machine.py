@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 
 from .paths import cni_folder, find_program
 from .report import ClusterError, run, say
@@ -32,12 +33,25 @@ def missing_packages(*, control_plane_only: bool) -> list[str]:
 
 
 def ensure_packages(*, control_plane_only: bool) -> None:
-    """Install what the machine lacks.
+    """Install what the machine lacks for the cluster.
 
     Raises:
         ClusterError: it cannot be installed from here; the message is the command to run by hand.
     """
-    missing = missing_packages(control_plane_only=control_plane_only)
+    _ensure(lambda: missing_packages(control_plane_only=control_plane_only))
+
+
+def ensure_programs(packages: Mapping[str, str]) -> None:
+    """Install the Debian packages of those programs that the machine lacks; `packages` names the package of each program.
+
+    Raises:
+        ClusterError: as `ensure_packages`.
+    """
+    _ensure(lambda: sorted({package for name, package in packages.items() if find_program(name) is None}))
+
+
+def _ensure(find_missing: Callable[[], list[str]]) -> None:
+    missing = find_missing()
     if not missing:
         return
     apt = find_program("apt-get")
@@ -50,7 +64,7 @@ def ensure_packages(*, control_plane_only: bool) -> None:
     subprocess.run([str(apt), "update", "-q"], env=environment, capture_output=True, timeout=_APT_SECONDS, check=False)
     install = ["env", "DEBIAN_FRONTEND=noninteractive", str(apt), "install", "-q", "-y", "--no-install-recommends", *missing]
     run(install, timeout_seconds=_APT_SECONDS)
-    still_missing = missing_packages(control_plane_only=control_plane_only)
+    still_missing = find_missing()
     if still_missing:
         raise ClusterError(f"after `apt-get install` this machine still lacks {', '.join(still_missing)}")
 

@@ -5,6 +5,8 @@ Must not know what is trained or how it is spread over ranks.
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ POLYNOMIAL_END = 1e-7
 """Where `polynomial` ends in transformers; with a peak below ten times that, a tenth of the peak."""
 WATCHING = ("reduce_lr_on_plateau", "greedy")
 """Schedules that watch the loss."""
+CPU_ADAM = "deepspeed.ops.adam.cpu_adam_op"
+"""Where DeepSpeed's own installation puts the compiled operation, and docker/cpu_adam.py."""
 DECAY_FRACTION = 0.1
 """Part of the steps after warm-up in which `warmup_stable_decay` decays."""
 
@@ -52,7 +56,7 @@ def make_optimizer(trained: Iterable[nn.Parameter], parameters: TrainingParamete
         "eps": parameters.adam_epsilon,
         "weight_decay": parameters.weight_decay,
     }
-    if offloaded and _cpu_adam_is_built():
+    if offloaded and _load_cpu_adam():
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # noqa: PLC0415 - loads the compiled operation
 
         optimizer: Optimizer = DeepSpeedCPUAdam(trained, **arguments)
@@ -60,11 +64,18 @@ def make_optimizer(trained: Iterable[nn.Parameter], parameters: TrainingParamete
     return GuardedAdamW(trained, **arguments)
 
 
-def _cpu_adam_is_built() -> bool:
-    """Whether DeepSpeed was installed with its CPU Adam compiled."""
-    from deepspeed.git_version_info import installed_ops  # noqa: PLC0415 - as DeepSpeed itself
+def _load_cpu_adam() -> bool:
+    """Load DeepSpeed's CPU Adam; False where none was compiled.
 
-    return bool(installed_ops.get("cpu_adam", False))
+    DeepSpeed itself loads a compiled operation only under the accelerator that it was compiled under, and compiles it anew else.
+    This one computes on the processor whatever the accelerator is, and neither image nor node need have a compiler.
+    """
+    if find_spec(CPU_ADAM) is None:
+        return False
+    from deepspeed.ops.op_builder.builder import OpBuilder  # noqa: PLC0415 - as DeepSpeed itself
+
+    OpBuilder._loaded_ops.setdefault("cpu_adam", import_module(CPU_ADAM))
+    return True
 
 
 class LossWatcher(LRScheduler):
