@@ -147,6 +147,15 @@ def test_a_dataset_that_the_hub_does_not_have_is_named(tmp_path: Path, hub: HubS
     assert named in error.message
 
 
+def test_an_option_of_a_reward_whose_file_is_missing_is_named(tmp_path: Path, hub: HubStandIn) -> None:
+    rewards = [{"name": "mine.rewards:Taste", "options": {"network": "hf://org/name:none.onnx"}}]
+
+    error = failure_of(configuration(tmp_path, rewards=rewards))
+
+    assert (error.reason, error.exit_code) == (Reason.OBJECT_NOT_FOUND, ExitCode.MISSING_INPUT)
+    assert "training.rewards[0].options.network=hf://org/name:none.onnx" in error.message
+
+
 def test_every_parameter_may_come_from_a_hub(tmp_path: Path, hub: HubStandIn) -> None:
     hub.dataset = FACES
     hub.files["wan/paths.json"] = b'{"high": "../high_noise_model/", "low": "ms://org/name@v1:low_noise_model/*.safetensors"}'
@@ -159,6 +168,11 @@ def test_every_parameter_may_come_from_a_hub(tmp_path: Path, hub: HubStandIn) ->
         reward_model_path="ms://org/name:antelopev2/",
         tokenizer_path="hf://org/name@v1:google/umt5-xxl/*",
         eval_dataset="ms://org/faces",
+        rewards=[
+            {"name": "face_identity"},
+            {"name": "mine.rewards:Taste", "options": {"network": "hf://org/name:vae.pth", "limit": 3, "note": "a://b"}},
+            {"name": "mine.rewards:Words", "options": {"folder": "ms://org/name@v1:google/umt5-xxl"}},
+        ],
     ).copy_with(dataset="hf://org/faces")
 
     meter = Meter()
@@ -171,6 +185,9 @@ def test_every_parameter_may_come_from_a_hub(tmp_path: Path, hub: HubStandIn) ->
     assert all(Path(path).is_file() for path in local.training.model_paths or [])
     assert sorted(path.name for path in Path(local.training.reward_model_path).iterdir()) == sorted(REWARD_MODELS)
     assert (Path(local.training.tokenizer_path) / "tokenizer.json").is_file()
+    _, taste, words = (spec.options or {} for spec in local.training.rewards or [])
+    assert (Path(taste["network"]).read_bytes(), taste["limit"], taste["note"]) == (hub.files["vae.pth"], 3, "a://b")
+    assert sorted(path.name for path in Path(words["folder"]).iterdir()) == [Path(name).name for name in TOKENIZER]
     assert local.dataset != local.training.eval_dataset
     for folder in (local.dataset, local.training.eval_dataset or ""):
         assert (Path(folder) / "metadata.csv").is_file()

@@ -11,7 +11,7 @@ from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.staging.meter import Meter
-from rewardfl_trainer.staging.sources import Kind, Request, folder_requests, model_list_request, model_requests
+from rewardfl_trainer.staging.sources import Kind, Request, folder_requests, model_list_request, model_requests, option_requests
 from rewardfl_trainer.staging.stage import stage
 from rewardfl_trainer.staging.staged import read_model_list
 
@@ -67,5 +67,6 @@ def _requests(config: TrainerConfig, local: dict[str, str]) -> Iterator[Request]
         yield listed
         text = read_model_list(Path(local.get(listed.text, listed.source.path)), listed)
     yield from folder_requests(config)
+    yield from option_requests(config)
     for model in model_requests(config, text):
         yield from model

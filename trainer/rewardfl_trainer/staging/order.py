@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from rewardfl_trainer.staging.plan import PlannedFile
 from rewardfl_trainer.staging.sources import Kind, Request
 
-ORDER = (Kind.MODEL_LIST, Kind.TOKENIZER, Kind.REWARD, Kind.DATASET, Kind.MODEL)
+ORDER = (Kind.MODEL_LIST, Kind.TOKENIZER, Kind.REWARD, Kind.OPTION, Kind.DATASET, Kind.MODEL)
 
 
 def needed_first(files: Iterable[PlannedFile]) -> list[PlannedFile]:

@@ -73,7 +73,7 @@ class Plan:
         """
         places = {file.key: self._add_file(file, remote) for file in found}
         above = 0
-        if request.kind in (Kind.MODEL, Kind.MODEL_LIST):
+        if request.kind in (Kind.MODEL, Kind.MODEL_LIST) or (request.kind is Kind.OPTION and named == [request.source.path]):
             for key in named:
                 if "," in key:
                     raise unsafe(f"{request.subject}: the key {key!r} has a comma, which separates shards", "Rename the object.")
@@ -140,6 +140,8 @@ def find(request: Request, remote: Remote) -> tuple[list[RemoteFile], list[str]]
             return _whole_folder(request, remote, required=())
         case Kind.REWARD:
             return _whole_folder(request, remote, required=REWARD_MODELS, wanted=_is_reward_file)
+        case Kind.OPTION:
+            return _file_or_folder(request, remote)
         case Kind.MODEL_LIST:
             return _one_file(request, remote)
         case Kind.MODEL:
@@ -159,6 +161,16 @@ def _whole_folder(
     if missing := [name for name in required if name not in names]:
         raise missing_object(request.subject, f"{' and '.join(missing)} not directly in this folder")
     return found, [file.key for file in found]
+
+
+def _file_or_folder(request: Request, remote: Remote) -> tuple[list[RemoteFile], list[str]]:
+    """Return a file of exactly this name, or else every file below the folder of this name."""
+    path = request.source.path
+    if path and not path.endswith("/") and not WILDCARD.search(path):
+        file = remote.stat(request, path)
+        if file is not None:
+            return [file], [file.key]
+    return _whole_folder(request, remote, required=())
 
 
 def _one_file(request: Request, remote: Remote) -> tuple[list[RemoteFile], list[str]]:

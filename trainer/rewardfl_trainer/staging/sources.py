@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeGuard
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.parameters import split_names
@@ -20,6 +21,7 @@ HUB_VARIABLE = "DIFFSYNTH_DOWNLOAD_SOURCE"
 """Hub of `model_id_with_origin_paths`, by DiffSynth's variable: huggingface (here the default) or modelscope."""
 
 HUBS = {"huggingface": "hf", "modelscope": "ms"}
+REMOTE_PREFIXES = ("s3://", "hf://", "ms://")
 WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -29,6 +31,7 @@ class Kind(StrEnum):
     DATASET = "dataset"
     REWARD = "reward"
     TOKENIZER = "tokenizer"
+    OPTION = "reward option"
     MODEL_LIST = "model list"
     MODEL = "model"
 
@@ -74,6 +77,21 @@ def folder_requests(config: TrainerConfig) -> list[Request]:
         make_request("training.tokenizer_path", training.tokenizer_path or DEFAULT_TOKENIZER, Kind.TOKENIZER),
         *([make_request("training.eval_dataset", evaluation, Kind.DATASET)] if evaluation else []),
     ]
+
+
+def option_requests(config: TrainerConfig) -> list[Request]:
+    """Return the requests for what rewards are given by URI among their options, for example a network of their own."""
+    return [
+        make_request(f"training.rewards[{index}].options.{name}", value, Kind.OPTION)
+        for index, spec in enumerate(config.training.rewards or [])
+        for name, value in (spec.options or {}).items()
+        if is_remote_text(value)
+    ]
+
+
+def is_remote_text(value: object) -> TypeGuard[str]:
+    """Whether an option is a source that has to be staged; of any other value only its reward knows the meaning."""
+    return isinstance(value, str) and value.startswith(REMOTE_PREFIXES)
 
 
 def model_list_request(config: TrainerConfig) -> Request | None:

@@ -24,7 +24,7 @@ from rewardfl_trainer.staging.plan import Plan, find
 from rewardfl_trainer.staging.remote import Remote
 from rewardfl_trainer.staging.room import Limit, reserve
 from rewardfl_trainer.staging.s3 import S3Remote
-from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests
+from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests, option_requests
 from rewardfl_trainer.staging.staged import read_model_list, write_staged
 from rewardfl_trainer.staging.views import publish
 
@@ -69,7 +69,7 @@ def stage(
                 local = carry_out(look([listed]))
                 text = read_model_list(Path(local.get(listed.text, listed.source.path)), listed)
             models = [request for model in model_requests(config, text) for request in model]
-            local |= carry_out(look([*folder_requests(config), *models]))
+            local |= carry_out(look([*folder_requests(config), *option_requests(config), *models]))
             hand_over(lease, Path(config.work_dir))
             write_staged(config, local)
         reporter.update(phase="Staging", message="staged")

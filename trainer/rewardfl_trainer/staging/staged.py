@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.trainer_config import STAGED_FILE, TrainerConfig
@@ -11,8 +12,10 @@ from rewardfl_trainer.staging.sources import (
     Request,
     folder_requests,
     has_remote,
+    is_remote_text,
     model_list_request,
     model_requests,
+    option_requests,
 )
 
 
@@ -34,13 +37,13 @@ def localize(config: TrainerConfig) -> TrainerConfig:
     Raises:
         RewardFLError: a source has not been staged.
     """
-    folders, listed = folder_requests(config), model_list_request(config)
+    folders, options, listed = folder_requests(config), option_requests(config), model_list_request(config)
     text = None
     if listed is not None:
         staged = _read_staged(config) if listed.source.is_remote else {}
         text = read_model_list(Path(_local(listed, staged)), listed)
     models = model_requests(config, text)
-    if not has_remote([*folders, *(request for model in models for request in model)]) and not (
+    if not has_remote([*folders, *options, *(request for model in models for request in model)]) and not (
         listed and listed.source.is_remote
     ):
         return config
@@ -52,8 +55,21 @@ def localize(config: TrainerConfig) -> TrainerConfig:
         reward_model_path=reward_model_path,
         tokenizer_path=tokenizer_path,
         eval_dataset=evaluation[0] if evaluation else None,
+        rewards=_local_rewards(config, staged),
     )
     return config.copy_with(dataset=dataset, training=training)
+
+
+def _local_rewards(config: TrainerConfig, staged: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """Return the rewards with local paths among their options."""
+    if config.training.rewards is None:
+        return None
+    paths = {request.text: _local(request, staged) for request in option_requests(config)}
+    rewards = [spec.model_dump(by_alias=False) for spec in config.training.rewards]
+    for reward in rewards:
+        options = reward["options"] or {}
+        reward["options"] = {name: paths[value] if is_remote_text(value) else value for name, value in options.items()} or None
+    return rewards
 
 
 def read_model_list(path: Path, request: Request) -> str:
