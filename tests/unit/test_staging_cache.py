@@ -326,6 +326,20 @@ def test_what_other_stagers_are_fetching_counts_once_and_until_it_is_there(tmp_p
     assert reserve_for(opened(tmp_path), 100, ("third", 20)) == {place("third")}
 
 
+def test_what_a_stager_waits_for_is_not_removed_before_it_has_found_it(tmp_path: Path) -> None:
+    waiting, other = opened(tmp_path), opened(tmp_path)
+    reserve_for(waiting, 100, ("shared", 60))
+    reserve_for(other, 100, ("shared", 60))
+    put(other, "shared", b"s" * 60)
+    assert other.lease is not None
+    other.lease.release()
+
+    with pytest.raises(RewardFLError, match="running jobs use 60"):
+        reserve_for(opened(tmp_path), 100, ("third", 50))
+
+    assert waiting.is_current(place("shared"), "v1", 60)
+
+
 def test_what_a_killed_stager_left_unfinished_makes_room(tmp_path: Path) -> None:
     killed = opened(tmp_path)
     reserve_for(killed, None, ("big", 8192))

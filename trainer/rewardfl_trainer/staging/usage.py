@@ -75,8 +75,14 @@ def survey(cache: Cache) -> Survey:
     """Look at everything in the cache. To act on it, hold the gate."""
     leases = live(cache.own)
     now_ns = time_of_the_volume(cache.own)
-    coming = {place: need.size for lease in leases for place, need in lease.needs.items() if not _has_come(cache, place, need)}
     users: defaultdict[str, set[str]] = defaultdict(set)
+    coming: dict[str, int] = {}
+    for lease in leases:
+        for place, need in lease.needs.items():
+            if (sha256 := _come(cache, place, need)) is not None:
+                users[sha256].add(lease.holder)  # who waits for it is about to find it
+            else:
+                coming[place] = need.size
     last_used: dict[str, int] = {}
     views_of: defaultdict[str, list[str]] = defaultdict(list)
     views = list(_views(cache, leases, users, last_used, views_of))
@@ -100,10 +106,12 @@ def survey(cache: Cache) -> Survey:
     return Survey([*contents, *views, *orphans, *_leftovers(cache, now_ns)], dict(views_of), coming, coming_on_disk, now_ns)
 
 
-def _has_come(cache: Cache, place: str, need: Need) -> bool:
-    """Whether another stager has fetched what a lease still waits for."""
+def _come(cache: Cache, place: str, need: Need) -> str | None:
+    """Return the content that a lease still waits for, when another stager has fetched it by now."""
     source = cache.source_named(place)
-    return source is not None and source.version == need.version and cache.is_intact(source.sha256, need.size)
+    if source is None or source.version != need.version or not cache.is_intact(source.sha256, need.size):
+        return None
+    return source.sha256
 
 
 def _views(
