@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.leases import Lease, hand_over, live
 from tests.distributed import warm
 
 TIMEOUT_SECONDS = 60
@@ -56,10 +59,10 @@ class Launched:
         self.folder, self.log, self.output = folder, folder / "termination-log", folder / "output"
         (folder / "rank.py").write_text(RANK, encoding="utf-8")
 
-    def start(self, how: str) -> BaseProcess:
+    def start(self, how: str, *more: str) -> BaseProcess:
         variables = {"TERMINATION_LOG": str(self.log), "PET_NPROC_PER_NODE": "2", "PET_STANDALONE": "1"}
         variables["AWS_SECRET_ACCESS_KEY"] = SECRET
-        return warm.start(warm.launch, str(self.folder / "rank.py"), how, log=self.output, variables=variables)
+        return warm.start(warm.launch, str(self.folder / "rank.py"), how, *more, log=self.output, variables=variables)
 
     def code(self, how: str) -> int | None:
         """Return what the launcher exits with."""
@@ -136,11 +139,23 @@ def test_a_killed_rank_is_named_and_not_the_ranks_that_were_stopped_because_of_i
     assert "memory limit" in launched.message()["hint"]
 
 
-def test_a_pod_that_is_asked_to_stop_exits_with_143(launched: Launched) -> None:
-    launcher = launched.start("wait")
+def test_a_pod_that_is_asked_to_stop_exits_with_143_and_what_it_had_staged_was_in_use_until_then(launched: Launched) -> None:
+    cache, work = Cache(launched.folder / "cache"), launched.folder / "work"
+    staged = Lease.new(cache.own, "team/job on pod-0")
+    staged.add_view("a-view")
+    hand_over(staged, work)
+    staged.release()  # as one that was cleared away while the pod waited for its image
+    training = {"model_paths": ["/m"], "reward_model_path": "/r", "trainable_models": "dit"}
+    where = {"dataset": "/d", "output": "/o", "cache_dir": str(cache.root), "work_dir": str(work)}
+    config = launched.folder / "config.yaml"
+    config.write_text(TrainerConfig.model_validate({**where, "training": training}).dump(), encoding="utf-8")
+
+    launcher = launched.start("wait", "--config", str(config))
     started = [launched.folder / f"started-{rank}" for rank in range(2)]
     warm.wait_until("the ranks have started", lambda: all(path.exists() for path in started), TIMEOUT_SECONDS)
+    assert [(lease.holder, lease.views) for lease in live(cache.own)] == [("team/job on pod-0", {"a-view"})]
     os.kill(launcher.pid or 0, signal.SIGTERM)
     launcher.join(TIMEOUT_SECONDS)
     assert launcher.exitcode == 143
     assert launched.message()["reason"] == "Terminated"
+    assert live(cache.own) == []
