@@ -28,6 +28,9 @@ Query = Iterable[tuple[str, str]]
 _config: Any = config
 """The package's asyncio half carries no types."""
 
+ConfigException: type[Exception] = _config.ConfigException
+"""There is neither a service account nor a usable kubeconfig."""
+
 REQUEST_TIMEOUT_SECONDS = 30.0
 WATCH_SERVER_SECONDS = 300
 WATCH_CLIENT_SECONDS = 330.0
@@ -145,7 +148,7 @@ class Cluster:
         """Connect with the pod's service account, or with `kubeconfig`.
 
         Raises:
-            kubernetes.aio.config.ConfigException: neither is usable.
+            ConfigException: neither is usable.
         """
         configuration = client.Configuration()
         # No limit to the connections: each informer keeps one for its watch, and workers bound the others.

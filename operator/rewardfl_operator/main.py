@@ -24,7 +24,7 @@ from rewardfl_api import __version__
 from rewardfl_api.job import GROUP, PLURAL, VERSION
 
 from . import health, logs
-from .cluster import NOT_FOUND, REWARDFLJOBS, ApiError, Cluster
+from .cluster import NOT_FOUND, REWARDFLJOBS, ApiError, Cluster, ConfigException
 from .controller import Controller
 from .leader import Leadership, LeadershipLost
 from .metrics import Metrics
@@ -57,7 +57,7 @@ def main() -> None:
     logs.configure(settings.log_format, settings.log_level)
     try:
         asyncio.run(run(settings, arguments.kubeconfig or None))
-    except (LeadershipLost, ValueError) as error:
+    except (LeadershipLost, ConfigException, ValueError) as error:
         logger.error("%s", error)
         sys.exit(1)
 

@@ -16,10 +16,9 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-from kubernetes.config import ConfigException
 
 from . import leaving, logs
-from .cluster import CONFLICT, ERRORS, FORBIDDEN, JOBS, NOT_FOUND, PODS, ApiError, Cluster
+from .cluster import CONFLICT, ERRORS, FORBIDDEN, JOBS, NOT_FOUND, PODS, ApiError, Cluster, ConfigException
 from .informer import Key
 from .names import CHILD_SELECTOR
 from .observed import owner_uid

@@ -157,20 +157,20 @@ def test_an_operator_takes_back_what_was_released_before_it_was_there(installati
         kubelet.report(phase="Training", step=2, total_steps=40)
         until("another one, after an upgrade, has looked at it", lambda: installation.status("kept").get("step") == 2)
         assert installation.get("job", "kept")["metadata"]["generation"] == before
+    installation.cluster.kubectl("delete", "rewardfljob", "kept", "--wait=false")
 
 
-def test_a_gang_that_cannot_be_waited_for_ends_when_it_is_released(installation: Installation) -> None:
-    (pod, other), job = installation.running_pods("kept"), "kept"
-    for lost in (pod, other):
-        Kubelet(installation, job).end(lost, 1)
-    until("the Job controller knows", lambda: not installation.get("job", job)["status"].get("active"))
+def test_a_gang_that_cannot_be_waited_for_ends_when_it_is_released(installation: Installation, operator: Operator) -> None:
+    kubelet, pods = staging(installation, "hopeless")
+    for pod in pods:
+        kubelet.end(pod, 1, container="stage")
 
     installation.release("--patience-seconds", "0")
 
-    ended = "jsonpath={.status.conditions[?(@.type=='Failed')].reason}"
-    until("it has ended", lambda: installation.cluster.kubectl("get", "job", job, "-o", ended) == "BackoffLimitExceeded")
-    assert not any("finalizers" in pod["metadata"] for pod in installation.pods(job))
-    installation.cluster.kubectl("delete", "rewardfljob", job, "--wait=false")
+    until("it has ended", lambda: installation.phase("hopeless") == "Failed")
+    assert installation.get("job", "hopeless")["spec"]["backoffLimit"] == 1, "one failure of two is too many"
+    until("its pods are let go", lambda: not any("finalizers" in pod["metadata"] for pod in installation.pods("hopeless")))
+    installation.cluster.kubectl("delete", "rewardfljob", "hopeless", "--wait=false")
 
 
 def test_a_drained_pod_is_no_failure_and_the_gang_goes_on(installation: Installation, operator: Operator) -> None:
