@@ -79,6 +79,10 @@ bench-trainer: setup ## measure a training step against the straightforward form
 bench-operator: setup cluster-build ## measure the operator with 1,000 jobs on a real control plane; writes docs/benchmarks/ (6 minutes)
 	@exec $(BIN)/python -m tests.benchmarks.operator
 
+.PHONY: bench-staging
+bench-staging: setup ## measure staging against s5cmd, boto3 and cp; writes docs/benchmarks/ (5 minutes, 20 GB of disk)
+	@exec $(BIN)/python -m tests.benchmarks.staging
+
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, the import contracts, the generated files
 	@$(BIN)/ruff check .

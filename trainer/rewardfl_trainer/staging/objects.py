@@ -47,6 +47,8 @@ class _Bucket:
     port: int | None
     authority: str
     path: str
+    proxy: str
+    """URL of the proxy that the environment names for it; '' for none."""
 
 
 class Objects:
@@ -106,7 +108,7 @@ class Objects:
         while True:
             connection, is_new = self._connection(place)
             try:
-                connection.request("GET", self._target(place, path), headers=self._signed(place, path, headers))
+                connection.request("GET", _target(place, path), headers=self._signed(place, path, headers))
                 return connection, connection.getresponse()
             except BaseException as error:
                 connection.close()
@@ -126,7 +128,8 @@ class Objects:
             if bucket not in self._buckets:
                 # the client knows the rules: endpoints, regions, whether the name goes into the host or into the path
                 url = urlsplit(self._client.generate_presigned_url("head_bucket", Params={"Bucket": bucket}))
-                self._buckets[bucket] = _Bucket(url.scheme, url.hostname or "", url.port, url.netloc, url.path.rstrip("/"))
+                path, proxy = url.path.rstrip("/"), _proxy(f"{url.scheme}://{url.netloc}")
+                self._buckets[bucket] = _Bucket(url.scheme, url.hostname or "", url.port, url.netloc, path, proxy)
             return self._buckets[bucket]
 
     def _connection(self, place: _Bucket) -> tuple[http.client.HTTPConnection, bool]:
@@ -139,7 +142,7 @@ class Objects:
         return connection, True
 
     def _new_connection(self, place: _Bucket) -> http.client.HTTPConnection:
-        proxy = urlsplit(self._proxy(place))
+        proxy = urlsplit(place.proxy)
         host, port = (proxy.hostname, proxy.port) if proxy.hostname else (place.host, place.port)
         seconds = self._patience.connect_timeout_seconds
         if place.scheme == "http":
@@ -149,22 +152,24 @@ class Objects:
             connection.set_tunnel(place.host, place.port)
         return connection
 
-    def _target(self, place: _Bucket, path: str) -> str:
-        """Return what is asked for: a proxy of plain HTTP wants the whole URL."""
-        return f"http://{place.authority}{path}" if place.scheme == "http" and self._proxy(place) else path
-
-    def _proxy(self, place: _Bucket) -> str:
-        """Return the URL of the proxy that the environment names for this address; '' for none."""
-        proxies: dict[str, str] = botocore.utils.get_environ_proxies(f"{place.scheme}://{place.authority}")
-        proxy = proxies.get(place.scheme, "")
-        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
-
     def _context(self) -> ssl.SSLContext:
         with self._lock:
             if self._tls is None:
                 bundle = os.environ.get("REQUESTS_CA_BUNDLE") or botocore.httpsession.where()
                 self._tls = ssl.create_default_context(cafile=self._session.get_config_variable("ca_bundle") or bundle)
             return self._tls
+
+
+def _target(place: _Bucket, path: str) -> str:
+    """Return what is asked for: a proxy of plain HTTP wants the whole URL."""
+    return f"http://{place.authority}{path}" if place.scheme == "http" and place.proxy else path
+
+
+def _proxy(url: str) -> str:
+    """Return the URL of the proxy that the environment names for an address; '' for none."""
+    proxies: dict[str, str] = botocore.utils.get_environ_proxies(url)
+    proxy = proxies.get(urlsplit(url).scheme, "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
 
 
 def _refusal(answer: http.client.HTTPResponse) -> botocore.exceptions.ClientError:

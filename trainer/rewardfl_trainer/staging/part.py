@@ -72,6 +72,7 @@ class Part:
 
     def __init__(self, path: Path, version: str, size: int) -> None:
         self.path, self.size = path, size
+        self._map_path = map_path(path)
         self.count = -(-size // RANGE_BYTES)
         self._header = Header(version, size, RANGE_BYTES, boot_id())
         self._lock = threading.Lock()
@@ -101,10 +102,11 @@ class Part:
 
     def finish(self) -> None:
         """Flush the whole content to the disk, with its right size, and close it."""
-        os.ftruncate(self._descriptor, self.size)
+        if self._map is not None:
+            os.ftruncate(self._descriptor, self.size)  # it was made, and perhaps written, in whole pages
         os.fsync(self._descriptor)
         self.close()
-        map_path(self.path).unlink(missing_ok=True)
+        self._map_path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close it; what is there stays for the next one."""
@@ -117,11 +119,12 @@ class Part:
         self.close()
 
     def _open(self) -> set[int]:
-        self._descriptor = self._stack.enter_context(opened_file(self.path, os.O_RDWR | os.O_CREAT))
         self._map: int | None = None
         self._direct = False
+        # a file of one range has nothing to go on from
+        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if self.count <= 1 else 0)
+        self._descriptor = self._stack.enter_context(opened_file(self.path, flags))
         if self.count <= 1:
-            os.ftruncate(self._descriptor, self.size)  # a file of one range has nothing to go on from
             return set()
         done = read_map(self.path, self._header)
         if not done:
@@ -130,8 +133,8 @@ class Part:
         if done:
             os.fdatasync(self._descriptor)  # the new map says of all of them that they are on the disk itself
         lines = [json.dumps(vars(self._header)), *map(str, sorted(done)), f"{_FLUSHED} {len(done)}"]
-        write_whole(map_path(self.path), "".join(f"{line}\n" for line in lines))
-        self._map = self._stack.enter_context(opened_file(map_path(self.path), os.O_WRONLY | os.O_APPEND))
+        write_whole(self._map_path, "".join(f"{line}\n" for line in lines))
+        self._map = self._stack.enter_context(opened_file(self._map_path, os.O_WRONLY | os.O_APPEND))
         self._noted = len(done)
         self._set_direct(os.environ.get(DIRECT_VARIABLE, "1") != "0")
         return done

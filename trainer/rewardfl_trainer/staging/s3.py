@@ -35,6 +35,10 @@ _MD5_ETAG = re.compile(r'^"?([0-9a-f]{32})"?$')
 _CHECKSUMS: tuple[DigestKind, ...] = ("sha256", "crc32", "sha1")
 """The checksums that S3 may keep and the standard library computes, the preferred one first."""
 
+_SSE = "x-amz-server-side-encryption"
+_TELLING = ("etag", "x-amz-checksum-type", _SSE, f"{_SSE}-customer-algorithm", *(f"x-amz-checksum-{kind}" for kind in _CHECKSUMS))
+"""The headers that tell of checksums."""
+
 
 class S3Remote:
     """The objects of one S3 service."""
@@ -112,7 +116,7 @@ class S3Remote:
             if answer.headers.get("ETag") != file.version:
                 raise ObjectChangedError(file.subject)
             if "Range" not in headers:
-                self._answered[bucket, file.key] = {name.lower(): value for name, value in answer.headers.items()}
+                self._answered[bucket, file.key] = {name: answer.headers[name] for name in _TELLING if name in answer.headers}
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise self._unavailable(file, "it does not answer with the range that was asked for")
             position = 0
@@ -159,7 +163,7 @@ def announced(headers: Mapping[str, str]) -> list[Digest]:
         with contextlib.suppress(ValueError):  # a checksum of the parts' checksums ends in their number
             if value and not composite:
                 return [Digest(kind, b64decode(value, validate=True).hex())]
-    is_encrypted = any(headers.get(f"x-amz-server-side-encryption{rest}") for rest in ("", "-customer-algorithm"))
+    is_encrypted = any(headers.get(name) for name in (_SSE, f"{_SSE}-customer-algorithm"))
     match = _MD5_ETAG.match(headers.get("etag", ""))
     return [Digest("md5", match[1])] if match and not is_encrypted else []
 

@@ -27,7 +27,7 @@ class Sums:
     def __init__(self, size: int, announced: Iterable[Digest]) -> None:
         self._announced = tuple(announced)
         kinds = {SHA256, *(digest.kind for digest in self._announced)}
-        self._states: dict[DigestKind, _State] = {kind: _state(kind, size) for kind in kinds}
+        self._states: dict[DigestKind, _State] = {kind: new_state(kind, size) for kind in kinds}
 
     def update(self, data: memoryview) -> None:
         """Add the next bytes."""
@@ -44,7 +44,8 @@ class Sums:
         return [digest.kind for digest in self._announced if self._states[digest.kind].hexdigest() != digest.value]
 
 
-def _state(kind: DigestKind, size: int) -> _State:
+def new_state(kind: DigestKind, size: int) -> _State:
+    """Return the state of a checksum of content of this size."""
     if kind == "crc32":
         return _Crc32()
     state = hashlib.new({"git-sha1": "sha1"}.get(kind, kind), usedforsecurity=False)
