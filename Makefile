@@ -56,11 +56,15 @@ demo: setup ## run the main job on a local Kubernetes (CLUSTER=current: on the c
 
 .PHONY: test
 test: setup lint cluster-build ## lint, then every test; TESTS=path narrows them
-	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -n 2 $(TESTS)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -n 2 -m "not release" $(TESTS)
 
 .PHONY: test-fast
 test-fast: setup ## only the tests that take seconds and need no cluster
 	@exec $(BIN)/python -m pytest -m "not slow and not cluster" $(TESTS)
+
+.PHONY: test-images
+test-images: setup cluster-build ## build both images, run the demo in them on the local Kubernetes (root; 20 GB of disk)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest tests/images
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,setup) ## the trainer's tests on a CUDA device, with figures (GPU_PYTHON=python3: docs/gpu.md)
@@ -119,7 +123,7 @@ lock: $(UV) ## lock the dependencies again, with hashes and without addresses
 
 .PHONY: images
 images: setup ## build both images with docker, podman or buildah (BASE=local: where no image registry is reached; docs/images.md)
-	@exec $(BIN)/python -m docker.build --base "$(BASE)" --registry "$(REGISTRY)" $(IMAGES)
+	@exec $(BIN)/python -m docker.build --base "$(BASE)" --registry "$(REGISTRY)" --sbom dist $(IMAGES)
 
 .PHONY: cluster-build
 cluster-build: setup ## build or find the local Kubernetes' programs

@@ -1,6 +1,6 @@
 """`make images`: builds the operator's and the trainer's image with docker, podman or buildah.
 
-Usage: python -m docker.build [operator] [trainer] [--base local|IMAGE] [--tool NAME] [--registry PREFIX] [--save FOLDER]
+`python -m docker.build --help` names the options.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tests.cluster.machine import ensure_programs
 from tests.cluster.paths import REPOSITORY, find_program
 from tests.cluster.report import ClusterError, say
 
-from . import base, settings, tools
+from . import base, sbom, settings, tools
 from .tools import Recipe, Tool
 
 IMAGES = ("operator", "trainer")
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tool", default="", help=f"one of {', '.join(tools.NAMES)}; default: the first that works")
     parser.add_argument("--registry", default="", help="put before the names, e.g. registry.example.com/team/")
     parser.add_argument("--source", default="", help="address of the source code, for the images' labels")
+    parser.add_argument("--sbom", type=Path, help="also write what is in each image as NAME.cdx.json into this folder")
     parser.add_argument("--save", type=Path, help="also write each image as NAME.tar into this folder")
     given = parser.parse_args(arguments)
     try:
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for image in given.images or IMAGES:
             built = build(image, tool, base=given.base, registry=given.registry, source=given.source)
             say(f"{built.name} is built: {built.seconds:.0f} s, sha256:{built.digest[:12]}")
+            if given.sbom:
+                sbom.write(tool, built.name, built.digest, given.sbom / f"rewardfl-{image}.cdx.json")
             if given.save:
                 given.save.mkdir(parents=True, exist_ok=True)
                 tool.save(built.name, given.save / f"rewardfl-{image}.tar")
@@ -84,15 +87,15 @@ def build(image: str, tool: Tool, *, base: str = "", registry: str = "", source:
         ClusterError: it cannot be built.
     """
     start = time.monotonic()
-    arguments = {"VERSION": __version__, "REVISION": revision(), "SOURCE": source}
     base_name = _base(tool, base)
-    if base_name:
-        arguments["BASE"] = base_name
+    arguments = {"BASE": base_name} if base_name else {}
+    labels = {"version": __version__, "revision": revision(), "source": source}
+    told = {f"org.opencontainers.image.{name}": value for name, value in labels.items() if value}
     name = f"{registry}rewardfl-{image}:{__version__}"
     with TemporaryDirectory(prefix="rewardfl-images-") as private:
         lent = settings.write(Path(private), with_apt=base == LOCAL)
         file = REPOSITORY / "docker" / f"{image}.Dockerfile"
-        tool.build(Recipe(file, REPOSITORY, (name,), arguments, lent))
+        tool.build(Recipe(file, REPOSITORY, (name,), arguments, told, lent))
     return Built(name, tool.digest(name), time.monotonic() - start)
 
 

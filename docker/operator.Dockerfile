@@ -18,7 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
 COPY operator operator
 COPY trainer/rewardfl_trainer/__init__.py trainer/rewardfl_trainer/
-RUN /installer/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN /installer/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels . && sha256sum /wheels/*.whl >/project.sha256
 
 FROM ${BASE} AS base
 COPY docker/clean-root.sh /tmp/
@@ -28,7 +28,8 @@ RUN sh /tmp/clean-root.sh
 # by one when they are used, each in a millisecond; their bytecode would be 60 MB.
 FROM scratch
 COPY --from=base / /
-# (buildah 1.28 lends the files of a stage that it finds in its cache only where something is copied from that stage too.)
+# (buildah 1.28 looks at what is copied from a stage, not at what is lent, to tell whether its cache holds; and it lends the files
+# of a cached stage only where something is copied from it too. So each stage that is lent has a file that tells its content.)
 COPY --from=installer /requirements /opt/rewardfl/requirements
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
@@ -37,7 +38,7 @@ RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
        --no-cache-dir --no-compile --progress-bar off --require-hashes -r /opt/rewardfl/requirements/operator.txt \
     && python3 -B -m compileall -q -f -j 0 -x '/kubernetes/(aio/)?client/(models|api)/' --invalidation-mode unchecked-hash /opt/rewardfl \
     && find /opt/rewardfl -exec touch -h -d @0 {} +
-COPY --from=project /src/LICENSE /opt/rewardfl/
+COPY --from=project /src/LICENSE /project.sha256 /opt/rewardfl/
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer --mount=type=bind,from=project,source=/wheels,target=/wheels \
     /installer/bin/pip --python /opt/rewardfl/bin/python install -q --no-compile --no-index --no-deps /wheels/*.whl \
     && /installer/bin/pip --python /opt/rewardfl/bin/python check \
@@ -46,12 +47,7 @@ RUN --mount=type=bind,from=installer,source=/installer,target=/installer --mount
 ENV PATH=/opt/rewardfl/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LANG=C.UTF-8 HOME=/tmp
 USER 65532:65532
 ENTRYPOINT ["rewardfl-operator"]
-ARG VERSION=""
-ARG REVISION=""
-ARG SOURCE=""
+# Version, revision and source are given as --label by `make images`.
 LABEL org.opencontainers.image.title="rewardfl-operator" \
       org.opencontainers.image.description="Kubernetes operator for Reward Feedback Learning of Wan2.2" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.source="${SOURCE}"
+      org.opencontainers.image.licenses="Apache-2.0"

@@ -20,7 +20,8 @@ NAMES = ("docker", "podman", "buildah")
 _PROBE = {"docker": ("version", "--format", "{{.Server.Version}}"), "podman": ("info",), "buildah": ("info",)}
 _PROBE_SECONDS = 20
 _SAVE_SECONDS = 1200
-# What a build needs is in files; root in a container has no rights for more, and a build service may be on the loopback address.
+_RUN_SECONDS = 120
+# The network is this machine's: its package mirror may be on the loopback address.
 _BUILDAH_OPTIONS = ("--layers", "--force-rm", "--network=host")
 
 
@@ -33,6 +34,7 @@ class Recipe:
         context: the folder whose files it may copy.
         tags: the names that the image gets.
         arguments: build arguments.
+        labels: the image's; buildah 1.28 would take a build argument in a LABEL step from its cache with an older value.
         secrets: files by name, readable in the steps that name them and nowhere afterwards.
     """
 
@@ -40,6 +42,7 @@ class Recipe:
     context: Path
     tags: tuple[str, ...]
     arguments: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
 
     def options(self) -> list[str]:
@@ -47,6 +50,7 @@ class Recipe:
         options = ["--file", str(self.file)]
         options += [part for tag in self.tags for part in ("--tag", tag)]
         options += [part for name, value in self.arguments.items() for part in ("--build-arg", f"{name}={value}")]
+        options += [part for name, value in self.labels.items() for part in ("--label", f"{name}={value}")]
         return options + [part for name, path in self.secrets.items() for part in ("--secret", f"id={name},src={path}")]
 
 
@@ -58,7 +62,7 @@ class Tool:
 
     def build_command(self, recipe: Recipe) -> list[str]:
         """The command line that builds `recipe`."""
-        own = ("--isolation", os.environ.get("BUILDAH_ISOLATION", "chroot"), *_BUILDAH_OPTIONS) if self.name == "buildah" else ()
+        own = (*_isolation(), *_BUILDAH_OPTIONS) if self.name == "buildah" else ()
         return [self.name, "build", *own, *recipe.options(), str(recipe.context)]
 
     def build(self, recipe: Recipe) -> None:
@@ -105,6 +109,16 @@ class Tool:
             command = [self.name, "save", "--output", str(archive), image]
         run(command, timeout_seconds=_SAVE_SECONDS)
 
+    def run(self, image: str, command: Sequence[str]) -> str:
+        """Run a program in the image and return what it printed."""
+        if self.name != "buildah":
+            return run([self.name, "run", "--rm", "--entrypoint", command[0], image, *command[1:]], timeout_seconds=_RUN_SECONDS)
+        container = run(["buildah", "from", "--pull-never", image]).strip()
+        try:
+            return run(["buildah", "run", *_isolation(), container, "--", *command], timeout_seconds=_RUN_SECONDS)
+        finally:
+            run(["buildah", "rm", container])
+
     def _inspect(self, image: str) -> dict[str, Any]:
         kind = ["--type", "image"] if self.name == "buildah" else []
         found = json.loads(run([self.name, "inspect", *kind, image]))
@@ -123,6 +137,11 @@ def choose(wanted: str = "", candidates: Sequence[str] = NAMES) -> Tool:
         listed = "; ".join(f"{name} {problem}" for name, problem in found.items())
         raise ClusterError(f"nothing here builds images: {listed}. Install one of them, for example `apt-get install buildah`")
     return Tool(usable[0])
+
+
+def _isolation() -> tuple[str, str]:
+    """How buildah runs steps: in a mere chroot, unless told otherwise, since root in a container has no rights for more."""
+    return ("--isolation", os.environ.get("BUILDAH_ISOLATION", "chroot"))
 
 
 def _state(name: str) -> str:

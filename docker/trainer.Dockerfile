@@ -24,7 +24,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
 COPY operator/rewardfl_operator/__init__.py operator/rewardfl_operator/
 COPY trainer trainer
-RUN /installer/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN /installer/bin/pip wheel -q --no-deps --no-build-isolation --wheel-dir /wheels . && sha256sum /wheels/*.whl >/project.sha256
 
 FROM ${BASE} AS base
 COPY docker/clean-root.sh /tmp/
@@ -34,7 +34,8 @@ RUN sh /tmp/clean-root.sh
 # setuptools, and without any of its operations. pip stays: images with rewards of one's own are built upon this one. Some packages carry files for a newer Python, which cannot be compiled here.
 FROM scratch AS dependencies
 COPY --from=base / /
-# (buildah 1.28 lends the files of a stage that it finds in its cache only where something is copied from that stage too.)
+# (buildah 1.28 looks at what is copied from a stage, not at what is lent, to tell whether its cache holds; and it lends the files
+# of a cached stage only where something is copied from it too. So each stage that is lent has a file that tells its content.)
 COPY --from=installer /requirements /opt/rewardfl/requirements
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
@@ -54,12 +55,13 @@ COPY docker/cpu_adam.py /tmp/
 RUN --mount=type=bind,from=dependencies,source=/opt/rewardfl,target=/opt/rewardfl \
     PYTHONPATH=$(echo /installer/lib/python3*/site-packages) PYTHONDONTWRITEBYTECODE=1 DS_ACCELERATOR=cpu \
     /opt/rewardfl/bin/python /tmp/cpu_adam.py /tmp/built \
+    && strip --strip-unneeded /tmp/built/deepspeed/ops/adam/*.so \
     && target=/out$(echo /opt/rewardfl/lib/python3*/site-packages) && mkdir -p "$target" && cp -r /tmp/built/deepspeed "$target" \
     && find /out -exec touch -h -d @0 {} +
 
 FROM dependencies
 COPY --from=cpu-adam /out /
-COPY --from=project /src/LICENSE /opt/rewardfl/
+COPY --from=project /src/LICENSE /project.sha256 /opt/rewardfl/
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer --mount=type=bind,from=project,source=/wheels,target=/wheels \
     /installer/bin/pip --python /opt/rewardfl/bin/python install -q --no-compile --no-index --no-deps /wheels/*.whl \
     && /installer/bin/pip --python /opt/rewardfl/bin/python check \
@@ -68,12 +70,7 @@ RUN --mount=type=bind,from=installer,source=/installer,target=/installer --mount
     && find /opt/rewardfl -newermt @0 -exec touch -h -d @0 {} +
 ENV PATH=/opt/rewardfl/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LANG=C.UTF-8 HOME=/tmp
 USER 65532:65532
-ARG VERSION=""
-ARG REVISION=""
-ARG SOURCE=""
+# Version, revision and source are given as --label by `make images`.
 LABEL org.opencontainers.image.title="rewardfl-trainer" \
       org.opencontainers.image.description="Trainer for Reward Feedback Learning of Wan2.2" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.source="${SOURCE}"
+      org.opencontainers.image.licenses="Apache-2.0"

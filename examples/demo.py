@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from docker.load import built_images
 from examples.current_cluster import current_stack
 from tests.cluster import ClusterError
 from tests.cluster.paths import REPOSITORY
@@ -32,11 +33,12 @@ def main() -> int:
     """Run the demo; 0 when the job succeeded."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--cluster", choices=("local", "current"), default="local", help="where to run it")
+    parser.add_argument("--images", choices=("", "local"), default="", help="local: from the images, built with BASE=local")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     start = time.monotonic()
     try:
-        with place(options.cluster) as stack:
+        with place(options.cluster, options.images) as stack:
             succeeded = run(stack)
     except ClusterError as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -49,9 +51,10 @@ def main() -> int:
 
 
 @contextmanager
-def place(cluster: str) -> Iterator[Stack]:
+def place(cluster: str, images: str) -> Iterator[Stack]:
     """Yield a cluster with the operator, models and dataset in place."""
-    with Stack.start() if cluster == "local" else current_stack() as stack:
+    loader = built_images if images else None
+    with Stack.start(loader) if cluster == "local" else current_stack() as stack:
         yield stack
 
 

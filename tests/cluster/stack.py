@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,10 @@ class Storage(Protocol):
     def client(self) -> Any: ...
 
 
+ImageLoader = Callable[[LocalCluster], dict[str, Any]]
+"""Brings images onto the cluster's node and returns the chart's values that name them."""
+
+
 @dataclass
 class Stack:
     """A cluster in which a RewardFLJob can run."""
@@ -63,13 +67,29 @@ class Stack:
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator["Stack"]:
-        """Start everything and wait until the operator is ready; stop everything at the end of the block."""
+    def start(cls, images: ImageLoader | None = None) -> Iterator["Stack"]:
+        """Start everything and wait until the operator is ready; stop everything at the end of the block.
+
+        Args:
+            images: brings the product's own images onto the node; pods then run these, nothing of this machine is mounted into
+                them, and their namespaces hold them to restricted pod security. Without it pods run this checkout.
+        """
         with LocalCluster.start() as cluster, SeaweedFS.start(cluster.bridge_address) as storage:
             stack = cls(cluster, storage)
             storage.client().create_bucket(Bucket=BUCKET)
-            stack.prepare(host_values(cluster.load_host_image()))
+            if images is None:
+                values = host_values(cluster.load_host_image())
+            else:
+                values = images(cluster)
+                for namespace in (OPERATOR_NAMESPACE, "default"):
+                    stack.restrict(namespace)
+            stack.prepare(values)
             yield stack
+
+    def restrict(self, namespace: str) -> None:
+        """Make the namespace, unless it is there, and let it refuse every pod that is not restricted."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
 
     def prepare(self, values: dict[str, Any]) -> None:
         """Upload models and dataset, make the credentials Secret, and install the chart with `values`."""

@@ -1,15 +1,20 @@
 """What is in the operator's image, and that it works as it is: on a node, under restricted pod security, from the chart."""
 
 import json
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclonedx.model.bom import Bom
 
-from docker.build import revision
+from docker import sbom
+from docker.build import Built, revision
+from docker.tools import Tool
 from rewardfl_api import __version__
 from tests.cluster import LocalCluster
+from tests.cluster.paths import REPOSITORY
 from tests.cluster.report import ClusterError
 from tests.cluster.stack import CHART, OPERATOR_NAMESPACE, RELEASE
 from tests.images.archive import Archive
@@ -17,6 +22,7 @@ from tests.images.conftest import MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
+PACKAGES = (REPOSITORY / "crds" / "rewardfl_api", REPOSITORY / "operator" / "rewardfl_operator")
 LIMIT_BYTES = 250_000_000
 INSTALLERS = ("apt", "apt-get", "dpkg", "dpkg-query", "pip", "pip3", "perl", "gcc", "cc", "g++", "c++", "ld", "as", "make")
 FLAGS = 4
@@ -99,6 +105,19 @@ def test_nothing_of_the_machine_that_built_it_is_left(operator: Archive) -> None
     assert [entry.content for entry in operator.entries() if entry.path in ("/etc/resolv.conf", "/etc/hosts")] in ([], [b""] * 2)
 
 
+def test_the_image_holds_the_code_that_is_checked_out(operator: Archive) -> None:
+    installed = "/site-packages/"
+    found = {
+        entry.path.split(installed)[1]: entry.content for entry in operator.entries() if f"{installed}rewardfl_" in entry.path
+    }
+    wanted = {
+        path.relative_to(folder.parent).as_posix(): path.read_bytes() for folder in PACKAGES for path in folder.rglob("*.py")
+    }
+    assert {
+        name: content for name, content in found.items() if name.endswith(".py") and not name.startswith("rewardfl_trainer/")
+    } == wanted
+
+
 def test_bytecode_is_there_and_is_not_checked_against_files_times(operator: Archive) -> None:
     compiled = {entry.path: entry.content for entry in operator.entries() if entry.path.endswith(".pyc")}
     assert any(path.startswith("/opt/rewardfl/") and "/rewardfl_operator/" in path for path in compiled)
@@ -116,3 +135,14 @@ def test_the_operator_runs_from_its_image_under_restricted_pod_security(cluster:
 
 def test_the_command_line_in_the_image_says_its_version(cluster: LocalCluster) -> None:
     assert in_operator(cluster, "rewardfl", "version").strip() == __version__
+
+
+def test_the_bill_of_materials_lists_python_and_debian_packages(tool: Tool, operator_image: Built, tmp_path: Path) -> None:
+    sbom.write(tool, operator_image.name, operator_image.digest, tmp_path / "operator.cdx.json")
+    found = Bom.from_json(json.loads((tmp_path / "operator.cdx.json").read_text()))  # type: ignore[attr-defined]
+    purls = {str(component.purl) for component in found.components}
+    locked = re.findall(r"^(kopf|kubernetes)==(\S+)", (REPOSITORY / "requirements" / "operator.txt").read_text(), re.MULTILINE)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in locked} <= purls
+    assert f"pkg:pypi/rewardfl@{__version__}" in purls
+    assert any(re.match(r"pkg:deb/debian/libssl3@[^?]+\?arch=amd64&distro=bookworm", purl) for purl in purls)
+    assert operator_image.digest in str(found.metadata.component.purl)

@@ -8,7 +8,9 @@ from docker import build, tools
 from docker.tools import Recipe, Tool
 from tests.cluster.report import ClusterError
 
-RECIPE = Recipe(Path("a/Dockerfile"), Path("a"), ("one:1", "two:1"), {"VERSION": "1"}, {"pip.conf": Path("private/pip.conf")})
+RECIPE = Recipe(
+    Path("a/Dockerfile"), Path("a"), ("one:1", "two:1"), {"BASE": "b"}, {"version": "1"}, {"pip.conf": Path("private/pip.conf")}
+)
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def test_every_tool_is_given_tags_arguments_and_secrets(name: str) -> None:
     for pair in (
         ["--tag", "one:1"],
         ["--tag", "two:1"],
-        ["--build-arg", "VERSION=1"],
+        ["--build-arg", "BASE=b"],
+        ["--label", "version=1"],
         ["--secret", "id=pip.conf,src=private/pip.conf"],
     ):
         assert pair == command[(at := command.index(pair[1]) - 1) : at + 2]
