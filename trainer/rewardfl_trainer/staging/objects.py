@@ -6,6 +6,7 @@ of it is what must not be written twice: where a bucket lives, credentials and t
 
 import contextlib
 import http.client
+import io
 import os
 import re
 import ssl
@@ -13,15 +14,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import botocore.exceptions
 import botocore.httpsession
 import botocore.session
 import botocore.utils
+import urllib3
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+from botocore.compat import HTTPHeaders
 
 from rewardfl_trainer.s3 import Patience
 
@@ -33,6 +36,9 @@ ERROR_BYTES = 64 * 1024
 """So much of an error's text is read; S3's are a few hundred bytes."""
 
 DEFAULT_REGION = "us-east-1"
+_SCOPE = re.compile(r"Credential=[^,]*/([^/,]+)/s3[^/,]*/aws4_request")
+"""The region in the header of a signature."""
+
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _UNQUOTED = "/~"
 """Characters of a key, beside letters, digits and `_.-`, that stand in a URL as they are (SigV4's canonical URI)."""
@@ -47,6 +53,7 @@ class _Bucket:
     port: int | None
     authority: str
     path: str
+    region: str
     proxy: str
     """URL of the proxy that the environment names for it; '' for none."""
 
@@ -119,18 +126,34 @@ class Objects:
         if self._credentials is None:
             raise botocore.exceptions.NoCredentialsError
         request = AWSRequest("GET", f"{place.scheme}://{place.authority}{path}", headers={**headers, "Host": place.authority})
-        region = self._client.meta.region_name or DEFAULT_REGION
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
+        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", place.region).add_auth(request)
         return dict(request.headers.items())
 
     def _place(self, bucket: str) -> _Bucket:
         with self._lock:
             if bucket not in self._buckets:
-                # the client knows the rules: endpoints, regions, whether the name goes into the host or into the path
-                url = urlsplit(self._client.generate_presigned_url("head_bucket", Params={"Bucket": bucket}))
-                path, proxy = url.path.rstrip("/"), _proxy(f"{url.scheme}://{url.netloc}")
-                self._buckets[bucket] = _Bucket(url.scheme, url.hostname or "", url.port, url.netloc, path, proxy)
+                self._buckets[bucket] = _place_of(self._unsent(bucket))
             return self._buckets[bucket]
+
+    def _unsent(self, bucket: str) -> AWSPreparedRequest:
+        """Return a request of the client for a bucket, which is not sent.
+
+        It follows all rules: endpoints, whether the name goes into the host or into the path, and the region in which the
+        client has found the bucket when it listed it.
+        """
+        made: list[AWSPreparedRequest] = []
+
+        def keep(request: AWSPreparedRequest, **_: object) -> Any:
+            made.append(request)
+            return AWSResponse(request.url, HTTP_OK, HTTPHeaders(), urllib3.HTTPResponse(io.BytesIO(), preload_content=False))
+
+        event = "before-send.s3.GetBucketVersioning"  # nobody else asks for that
+        self._client.meta.events.register_first(event, keep)
+        try:
+            self._client.get_bucket_versioning(Bucket=bucket)
+        finally:
+            self._client.meta.events.unregister(event, keep)
+        return made[0]
 
     def _connection(self, place: _Bucket) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:
@@ -158,6 +181,15 @@ class Objects:
                 bundle = os.environ.get("REQUESTS_CA_BUNDLE") or botocore.httpsession.where()
                 self._tls = ssl.create_default_context(cafile=self._session.get_config_variable("ca_bundle") or bundle)
             return self._tls
+
+
+def _place_of(request: AWSPreparedRequest) -> _Bucket:
+    """Return where a request for a bucket goes."""
+    url, signature = urlsplit(request.url), request.headers.get("Authorization", "")
+    signature = signature.decode() if isinstance(signature, bytes) else signature
+    found = _SCOPE.search(signature)
+    region, proxy = found[1] if found else DEFAULT_REGION, _proxy(f"{url.scheme}://{url.netloc}")
+    return _Bucket(url.scheme, url.hostname or "", url.port, url.netloc, url.path.rstrip("/"), region, proxy)
 
 
 def _target(place: _Bucket, path: str) -> str:
