@@ -108,8 +108,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "Leave the objects unchanged while jobs stage them; check the cache volume's disk.",
     ),
     Reason.DISK_TOO_SMALL: Explanation(
-        "The cache or work volume has less free space than is needed; the message gives both in bytes.",
-        "Use a larger cache volume, or remove what is not needed from it.",
+        "The cache or work volume, or what running jobs leave of cache.maxSize, is less than needed; the message has both in bytes.",
+        "Use a larger cache volume, or make room in it with `rewardfl cache prune`.",
     ),
     Reason.UNSAFE_PATH: Explanation(
         "An object key, file name or link would lead outside its folder, or a file would run code when loaded.",

@@ -263,7 +263,7 @@ def disk_too_small(cache: Cache, needed: int, when: str) -> RewardFLError:
     return RewardFLError(
         Reason.DISK_TOO_SMALL,
         f"cache_dir={cache.root}: {needed} bytes are needed and {free_bytes(cache)} are free, found {when}",
-        "Use a larger cache volume, or remove what is not needed from it.",
+        "Use a larger cache volume, or make room in it with `rewardfl cache prune`.",
         ExitCode.IO_ERROR,
     )
 
