@@ -108,7 +108,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "Leave the objects unchanged while jobs stage them; check the cache volume's disk.",
     ),
     Reason.DISK_TOO_SMALL: Explanation(
-        "The cache or work volume, or what running jobs leave of cache.maxSize, is less than needed; the message has both in bytes.",
+        "The cache or work volume, or what running jobs leave of cache.maxSize, is less than is needed, as the message says.",
         "Use a larger cache volume, or make room in it with `rewardfl cache prune`.",
     ),
     Reason.UNSAFE_PATH: Explanation(
