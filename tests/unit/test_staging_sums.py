@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewardfl_trainer.cpus import usable_cpus
+from rewardfl_trainer.staging.manifests import parse
 from rewardfl_trainer.staging.remote import Digest, DigestKind
 from rewardfl_trainer.staging.s3 import announced
 from rewardfl_trainer.staging.sums import Sums
@@ -69,6 +70,27 @@ def test_only_what_is_certain_to_be_a_checksum_of_the_whole_object_is_taken_for_
     headers: dict[str, str], found: list[Digest]
 ) -> None:
     assert announced(headers) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("{sum}  a.bin", ["a.bin"]),
+        ("{sum} *a.bin", ["a.bin"]),
+        ("{sum}  ./one two ü.bin", ["one two ü.bin"]),
+        ("\\{sum}  a\\\\b\\nc", ["a\\b\nc"]),
+        ("{SUM}  a.bin", ["a.bin"]),
+        ("{sum} a.bin", []),
+        ("abc  a.bin", []),
+        ("# {sum}  a.bin", []),
+        ("", []),
+    ],
+)
+def test_a_manifest_is_read_as_sha256sum_writes_it(line: str, found: list[str]) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    text = line.replace("{sum}", digest).replace("{SUM}", digest.upper())
+
+    assert parse(f"{'0' * 64}  other\n{text}\n") == {"other": "0" * 64, **dict.fromkeys(found, digest)}
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)])

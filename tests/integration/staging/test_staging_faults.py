@@ -1,6 +1,8 @@
 """Staging when servers, networks, disks, keys and other people misbehave; the S3 server is real, a proxy spoils its answers."""
 
 import contextlib
+import hashlib
+import io
 import random
 import signal
 import threading
@@ -127,6 +129,19 @@ def test_content_that_is_damaged_on_its_way_is_noticed_by_its_checksum(tmp_path:
         else:
             assert failure_of(config).reason is Reason.STAGED_FILE_CORRUPT
             assert Path(VAE).name not in whole_files(config)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_content_is_compared_with_a_manifest_in_its_folder(tmp_path: Path, bucket: Bucket, right: bool) -> None:
+    bucket.client.upload_fileobj(io.BytesIO(bytes(SHARD_BYTES)), bucket.name, LOW)  # in several parts: S3 has no checksum of it
+    content = bytes(SHARD_BYTES) if right else bytes(SHARD_BYTES - 1) + b"1"
+    bucket.put(f"{Path(LOW).parent}/SHA256SUMS", f"{hashlib.sha256(content).hexdigest()}  {Path(LOW).name}\n".encode())
+    config = configuration(tmp_path, bucket, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+
+    if right:
+        assert content_at(stage(config)[f"s3://{bucket.name}/{LOW}"]) == content
+    else:
+        assert failure_of(config).reason is Reason.STAGED_FILE_CORRUPT
 
 
 def test_the_etag_of_an_encrypted_object_is_not_taken_for_its_checksum(tmp_path: Path, bucket: Bucket) -> None:
@@ -329,8 +344,8 @@ def test_a_part_that_was_damaged_on_the_disk_is_noticed_by_its_checksum(tmp_path
         process.kill()
         process.communicate(timeout=20)
     slow.before.clear()
-    (part,) = (Path(config.cache_dir) / ".rewardfl/parts").glob("*[!p]")
-    with part.open("r+b") as file:
+    (range_map,) = (Path(config.cache_dir) / ".rewardfl/parts").glob("*.map")
+    with range_map.with_suffix("").open("r+b") as file:
         file.write(b"damage")
 
     local = stage(config)

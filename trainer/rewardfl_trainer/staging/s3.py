@@ -13,6 +13,7 @@ import botocore.exceptions
 
 from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_trainer.s3 import endpoint_of
+from rewardfl_trainer.staging.manifests import Manifests
 from rewardfl_trainer.staging.objects import Objects
 from rewardfl_trainer.staging.remote import BLOCK_BYTES, Digest, DigestKind, InterruptedReadError, RemoteFile
 from rewardfl_trainer.staging.sources import Request
@@ -47,6 +48,7 @@ class S3Remote:
         self._client = client
         self._endpoint = endpoint_of(client)
         self._objects = Objects(client)
+        self._manifests = Manifests(client)
         self._answered: dict[tuple[str, str], dict[str, str]] = {}
 
     def stat(self, request: Request, key: str) -> RemoteFile | None:
@@ -125,18 +127,19 @@ class S3Remote:
                 yield count
 
     def digests(self, file: RemoteFile) -> Sequence[Digest]:
-        """Return the checksum that the service keeps, or else the ETag where that is one.
+        """Return the checksum that the service keeps, or else the ETag where that is one, and that of a manifest.
 
         Raises:
             RewardFLError, ObjectChangedError: see `stat`.
         """
         bucket = file.request.source.location
         headers = self._answered.pop((bucket, file.key), None)
-        if headers is None:
-            with storage_errors(file.request.parameter, file.request.text, self._endpoint):
+        with storage_errors(file.request.parameter, file.request.text, self._endpoint):
+            if headers is None:
                 found = self._client.head_object(Bucket=bucket, Key=file.key, IfMatch=file.version, ChecksumMode="ENABLED")
-            headers = found["ResponseMetadata"]["HTTPHeaders"]
-        return announced(headers)
+                headers = found["ResponseMetadata"]["HTTPHeaders"]
+            written = self._manifests.sha256(bucket, file.key)
+        return [*announced(headers), *([Digest("sha256", written)] if written else [])]
 
     def close(self) -> None:
         """Close the connections."""
