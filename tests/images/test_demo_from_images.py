@@ -27,9 +27,8 @@ from rewardfl_api.training import TrainingParameters
 from rewardfl_trainer.optimizer import make_optimizer
 weight = torch.nn.Parameter(torch.ones(1000))
 reference = torch.nn.Parameter(torch.ones(1000))
-parameters = TrainingParameters.model_validate(
-    {"modelPaths": ["s3://a/b"], "rewardModelPath": "s3://a/c/", "minTimestepBoundary": 0.9, "weightDecay": 0.01}
-)
+given = {"modelPaths": ["s3://a/b"], "rewardModelPath": "s3://a/c/", "minTimestepBoundary": 0.9}
+parameters = TrainingParameters.model_validate({**given, "learningRate": 0.1, "weightDecay": 0.01})
 steps = []
 for parameter, offloaded in ((weight, True), (reference, False)):
     optimizer = make_optimizer([parameter], parameters, offloaded=offloaded)
@@ -39,6 +38,7 @@ for parameter, offloaded in ((weight, True), (reference, False)):
     steps.append(type(optimizer).__name__)
 print(json.dumps({
     "optimizers": steps,
+    "moved": float((weight - 1).abs().max()),
     "difference": float((weight - reference).abs().max()),
     "compilers": [name for name in ("cc", "gcc", "g++", "c++", "clang", "nvcc") if shutil.which(name)],
     "version": subprocess.run(["rewardfl", "version"], capture_output=True, text=True).stdout.strip(),
@@ -76,6 +76,7 @@ def probe(stack: Stack) -> dict[str, Any]:
         "name": "probe", "image": f"rewardfl-trainer:{__version__}", "imagePullPolicy": "Never",
         "command": ["python", "-c", PROBE], "securityContext": restricted,
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "env": [{"name": "DS_ACCELERATOR", "value": "cuda"}],  # as on a GPU, for which DeepSpeed would compile anew
     }  # fmt: skip
     spec = {"restartPolicy": "Never", "containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}]}
     stack.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec})
@@ -107,6 +108,7 @@ def test_no_pod_mounts_anything_of_the_node(stack: Stack, finished: dict[str, An
 
 def test_cpu_adam_steps_without_a_compiler(probe: dict[str, Any]) -> None:
     assert probe["optimizers"] == ["DeepSpeedCPUAdam", "GuardedAdamW"]
+    assert probe["moved"] > 0.1
     assert probe["difference"] < 1e-5
     assert probe["compilers"] == []
 
