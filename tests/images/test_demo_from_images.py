@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from docker.load import built_images
+from docker.tools import Tool
 from examples.demo import read_manifest
 from rewardfl_api import __version__
 from tests.cluster.report import wait_until
 from tests.cluster.stack import BUCKET, OPERATOR_NAMESPACE, Stack
+from tests.images.conftest import MARK
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.release, pytest.mark.timeout(3000)]
 
+IMAGE = f"rewardfl-trainer:{__version__}"
 JOB_TIMEOUT_SECONDS = 900
 PROBE_SECONDS = 180
 PROBE = """
@@ -49,8 +52,12 @@ print(json.dumps({
 """
 
 
+OPEN_TO_ALL = r"! -type l \( -perm -0002 ! -perm -1000 -o -type f -perm /6000 \)"
+
+
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack(lent: None) -> Iterator[Stack]:
+    """The local cluster with both images, built with settings that bear a mark."""
     with Stack.start(built_images) as running:
         yield running
 
@@ -73,7 +80,7 @@ def probe(stack: Stack) -> dict[str, Any]:
         "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"},
     }  # fmt: skip
     container = {
-        "name": "probe", "image": f"rewardfl-trainer:{__version__}", "imagePullPolicy": "Never",
+        "name": "probe", "image": IMAGE, "imagePullPolicy": "Never",
         "command": ["python", "-c", PROBE], "securityContext": restricted,
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         "env": [{"name": "DS_ACCELERATOR", "value": "cuda"}],  # as on a GPU, for which DeepSpeed would compile anew
@@ -119,3 +126,15 @@ def test_the_command_line_in_the_trainer_image_says_its_version(probe: dict[str,
 
 def test_the_trainer_image_has_cuda(probe: dict[str, Any]) -> None:
     assert probe["cuda"].startswith("13.")
+
+
+def test_no_file_of_the_trainer_image_is_writable_by_all_or_runs_as_another_user(stack: Stack, tool: Tool) -> None:
+    search = (
+        f"find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o {OPEN_TO_ALL} -print 2>/dev/null; true"
+    )
+    assert tool.run(IMAGE, ["sh", "-c", search]).split() == []
+
+
+def test_nothing_of_the_machine_that_built_it_is_left_in_the_trainer_image(stack: Stack, tool: Tool) -> None:
+    search = f"grep -rlF -e {MARK} -e rewardfl-images- /etc /opt /usr /var /tmp 2>/dev/null; true"
+    assert tool.run(IMAGE, ["sh", "-c", search]).split() == []
