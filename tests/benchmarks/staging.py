@@ -192,7 +192,7 @@ def measure(folder: Path, rounds: int, scale: float) -> tuple[dict[str, Any], di
     with SeaweedFS.start() as server:
         bench = Bench(server, folder)
         sets: dict[str, dict[str, dict[str, float]]] = {}
-        for files in (large, small):
+        for files in (small, large):  # large last: its files are removed, which would make new ones dear
             files.make(server)
             if files is small:
                 server.client().put_object(Bucket=small.name, Key="metadata.csv", Body=b"")
