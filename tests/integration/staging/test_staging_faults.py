@@ -79,6 +79,12 @@ def test_an_answer_that_is_cut_off_is_continued_where_it_broke(tmp_path: Path, b
     assert len(set(ranges)) == 5, "a range that broke off is not read again from its beginning"
 
 
+def _put_in_parts(bucket: Bucket, body: bytes) -> None:
+    """Upload the shard in several parts: S3 has no checksum of the whole then that could show a mixture."""
+    bucket.client.upload_fileobj(io.BytesIO(body), bucket.name, LOW)
+    bucket.content[LOW] = body
+
+
 def _replace_on_read(bucket: Bucket, times: int) -> Callable[[Exchange], None]:
     """Replace the object, with other content of the same size, each time a range in its middle is asked for."""
     left = iter(range(times))
@@ -86,13 +92,13 @@ def _replace_on_read(bucket: Bucket, times: int) -> Callable[[Exchange], None]:
     def rule(exchange: Exchange) -> None:
         in_the_middle = not exchange.headers.get("range", "bytes=0-").startswith("bytes=0-")
         if exchange.is_content and exchange.key == LOW and in_the_middle and next(left, None) is not None:
-            bucket.put(LOW, random.Random(time.monotonic_ns()).randbytes(SHARD_BYTES))
+            _put_in_parts(bucket, random.Random(time.monotonic_ns()).randbytes(SHARD_BYTES))
 
     return rule
 
 
 def test_an_object_replaced_while_it_downloads_is_never_a_mixture(tmp_path: Path, bucket: Bucket) -> None:
-    bucket.put(LOW, random.Random(2).randbytes(SHARD_BYTES))
+    _put_in_parts(bucket, random.Random(2).randbytes(SHARD_BYTES))
     with fault_proxy(bucket.endpoint) as proxy:
         proxy.before.append(_replace_on_read(bucket, 1))
         config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
@@ -102,7 +108,7 @@ def test_an_object_replaced_while_it_downloads_is_never_a_mixture(tmp_path: Path
 
 
 def test_an_object_that_keeps_changing_fails_the_stage(tmp_path: Path, bucket: Bucket) -> None:
-    bucket.put(LOW, random.Random(3).randbytes(SHARD_BYTES))
+    _put_in_parts(bucket, random.Random(3).randbytes(SHARD_BYTES))
     with fault_proxy(bucket.endpoint) as proxy:
         proxy.before.append(_replace_on_read(bucket, 1000))
         config = configuration(tmp_path, bucket, proxy.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
@@ -133,7 +139,7 @@ def test_content_that_is_damaged_on_its_way_is_noticed_by_its_checksum(tmp_path:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_content_is_compared_with_a_manifest_in_its_folder(tmp_path: Path, bucket: Bucket, right: bool) -> None:
-    bucket.client.upload_fileobj(io.BytesIO(bytes(SHARD_BYTES)), bucket.name, LOW)  # in several parts: S3 has no checksum of it
+    _put_in_parts(bucket, bytes(SHARD_BYTES))
     content = bytes(SHARD_BYTES) if right else bytes(SHARD_BYTES - 1) + b"1"
     bucket.put(f"{Path(LOW).parent}/SHA256SUMS", f"{hashlib.sha256(content).hexdigest()}  {Path(LOW).name}\n".encode())
     config = configuration(tmp_path, bucket, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
