@@ -24,7 +24,6 @@ from .names import FIELD_MANAGER
 
 Raw = dict[str, Any]
 Query = Iterable[tuple[str, str]]
-Sent = aiohttp.TraceRequestHeadersSentParams | aiohttp.TraceRequestChunkSentParams
 
 _config: Any = config
 """The package's asyncio half carries no types."""
@@ -163,18 +162,16 @@ class Cluster:
         return cls(client.ApiClient(configuration), metrics)
 
     def _ask_again_before_sending(self, api: Any) -> None:
-        """Ask `may_write` twice more, when a write has its connection and when its body is sent.
+        """Ask `may_write` once more when a write has its connection: a process can be frozen while one is being made."""
 
-        A process can be frozen while it connects, and between the two: others have their turn in the event loop there.
-        """
-
-        async def ask(_session: aiohttp.ClientSession, _context: SimpleNamespace, sent: Sent) -> None:
+        async def ask(
+            _session: aiohttp.ClientSession, _context: SimpleNamespace, sent: aiohttp.TraceRequestHeadersSentParams
+        ) -> None:
             if sent.method != "GET" and not self.may_write():
                 raise NotLeading
 
-        trace = aiohttp.TraceConfig()  # which calls these before it sends; headers go out with the first bytes of the body
-        trace.on_request_headers_sent.append(ask)
-        trace.on_request_chunk_sent.append(ask)
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(ask)  # called before they are sent
         api.configuration.trace_configs = [trace]
 
     @property
