@@ -33,10 +33,12 @@ rm -rf /usr/lib/apt /usr/lib/dpkg /usr/lib/*/libapt-*.so* /usr/lib/*/perl-base /
   /boot /home /media /mnt /srv
 find /usr/share/doc -type f ! -name copyright -delete
 find /usr/share/doc -type d -empty -delete
+# find complains of folders that it has just emptied of what it was going to visit.
 find /var/lib/dpkg -mindepth 1 ! -name status -delete 2>/dev/null || true
 rm -rf /etc/*- /etc/.pwd.lock /var/lib/apt /var/cache/* /var/log/* /var/backups /tmp/* /root/.[!.]* /run/* /var/tmp/*
 find / -xdev -perm /6000 -type f -exec chmod a-s {} +
 
-# One time for all, so that the layer is the same whenever it is made.
+# One time for all, so that the layer is the same whenever it is made. What the builder mounts (resolv.conf, hosts) cannot be
+# touched and is in no layer.
 find / -xdev -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -path /run -prune -o -path /docker -prune -o \
   -exec touch -h -d @0 {} + 2>/dev/null || true

@@ -36,6 +36,8 @@ FROM scratch AS dependencies
 COPY --from=base / /
 # (buildah 1.28 looks at what is copied from a stage, not at what is lent, to tell whether its cache holds; and it lends the files
 # of a cached stage only where something is copied from it too. So each stage that is lent has a file that tells its content.)
+# Some packages hold files that are no Python of this version, templates for example: compileall says so by its exit code, and has
+# compiled all others. What nobody can import needs no bytecode.
 COPY --from=installer /requirements /opt/rewardfl/requirements
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \

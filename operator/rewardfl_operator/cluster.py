@@ -6,7 +6,6 @@ nothing that the operator's role does not name. Every request is counted.
 """
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from rewardfl_api.job import GROUP, KIND, PLURAL, VERSION
 
 from .metrics import Metrics
 from .names import FIELD_MANAGER
+from .yaml_text import as_yaml
 
 Raw = dict[str, Any]
 Query = Iterable[tuple[str, str]]
@@ -58,10 +58,6 @@ HEADERS = {"User-Agent": f"{FIELD_MANAGER}/{__version__}"}
 METADATA_OF_ALL = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 METADATA_OF_ONE = {**PLAIN, "Accept": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 READS = ("get", "list", "watch")
-SURROGATES = (0xD800, 0xDFFF)
-UNFIT_FOR_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
-"""Characters that JSON takes as they are, and YAML refuses or reads as the end of a line."""
-
 STRICT = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 DRY_RUN = (("dryRun", "All"),)
 
@@ -350,16 +346,6 @@ class Cluster:
 
     async def _json(self, request: Awaitable[aiohttp.ClientResponse]) -> Raw:
         return _parsed(await (await request).read())
-
-
-def as_yaml(body: Raw) -> str:
-    """Return `body` as JSON that is YAML too: an apply is read as YAML, which has no escapes for halves of a character."""
-
-    def escape(found: re.Match[str]) -> str:
-        code = ord(found[0])
-        return "\\ufffd" if SURROGATES[0] <= code <= SURROGATES[1] else f"\\u{code:04x}"
-
-    return UNFIT_FOR_YAML.sub(escape, json.dumps(body, ensure_ascii=False))
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError:

@@ -2,7 +2,7 @@
 
 import yaml
 
-from rewardfl_operator.cluster import as_yaml
+from rewardfl_operator.yaml_text import as_yaml
 
 TEXTS = (
     "GLHF! \U0001f3d6\ufe0f",

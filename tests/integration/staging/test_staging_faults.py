@@ -281,14 +281,19 @@ def _ranges_there(config: TrainerConfig) -> set[str]:
     return {line for line in maps[0].read_text().splitlines() if line.isdigit()} if maps else set()
 
 
-def test_a_stage_that_was_killed_leaves_no_half_file_and_the_next_one_fetches_the_rest(
-    tmp_path: Path, bucket: Bucket, slow: FaultProxy
-) -> None:
-    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+def _kill_in_the_middle(config: TrainerConfig, tmp_path: Path) -> None:
+    """Stage, and kill the stager when it has brought the first range of the one file."""
     with run_stage(config, tmp_path) as process:
         wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
         process.kill()
         process.communicate(timeout=20)
+
+
+def test_a_stage_that_was_killed_leaves_no_half_file_and_the_next_one_fetches_the_rest(
+    tmp_path: Path, bucket: Bucket, slow: FaultProxy
+) -> None:
+    config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
+    _kill_in_the_middle(config, tmp_path)
     assert Path(LOW).name not in whole_files(config)
     slow.before.clear()
     slow.seen.clear()
@@ -331,10 +336,7 @@ def test_a_stage_that_is_killed_again_and_again_fetches_only_what_is_missing(tmp
 
 def test_what_was_fetched_before_a_replacement_is_not_gone_on_with(tmp_path: Path, bucket: Bucket, slow: FaultProxy) -> None:
     config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
-    with run_stage(config, tmp_path) as process:
-        wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
-        process.kill()
-        process.communicate(timeout=20)
+    _kill_in_the_middle(config, tmp_path)
     slow.before.clear()
     bucket.put(LOW, random.Random(6).randbytes(SHARD_BYTES))
 
@@ -345,10 +347,7 @@ def test_what_was_fetched_before_a_replacement_is_not_gone_on_with(tmp_path: Pat
 
 def test_a_part_that_was_damaged_on_the_disk_is_noticed_by_its_checksum(tmp_path: Path, bucket: Bucket, slow: FaultProxy) -> None:
     config = configuration(tmp_path, bucket, slow.endpoint, training={"model_paths": [f"s3://{bucket.name}/{LOW}"]})
-    with run_stage(config, tmp_path) as process:
-        wait_for(lambda: "0" in _ranges_there(config), "the first range is there")
-        process.kill()
-        process.communicate(timeout=20)
+    _kill_in_the_middle(config, tmp_path)
     slow.before.clear()
     (range_map,) = (Path(config.cache_dir) / ".rewardfl/parts").glob("*.map")
     with range_map.with_suffix("").open("r+b") as file:

@@ -14,12 +14,13 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from rewardfl_trainer.staging.folders import FRESH, opened_file, write_whole
+from rewardfl_trainer.staging.repeat import every
 
 BEAT_SECONDS = 60.0
 DEAD_AFTER_SECONDS = 900.0
@@ -206,22 +207,13 @@ def kept(work_dir: Path | None) -> Iterator[None]:
             lease.release()
 
 
-@contextmanager
-def beating(lease: Lease, seconds: float = BEAT_SECONDS) -> Iterator[None]:
+def beating(lease: Lease, seconds: float = BEAT_SECONDS) -> AbstractContextManager[None]:
     """Touch the lease at an interval, in a thread, while the block runs."""
-    done = threading.Event()
 
-    def loop() -> None:
-        while not done.wait(seconds):
-            try:
-                lease.beat()
-            except OSError as error:
-                logger.warning("%s: the cache's lease cannot be renewed: %s", lease.path, error)
+    def beat() -> None:
+        try:
+            lease.beat()
+        except OSError as error:
+            logger.warning("%s: the cache's lease cannot be renewed: %s", lease.path, error)
 
-    thread = threading.Thread(target=loop, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return every(seconds, beat)

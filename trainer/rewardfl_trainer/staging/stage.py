@@ -3,8 +3,7 @@
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from rewardfl_trainer.staging.meter import Meter
 from rewardfl_trainer.staging.order import needed_first
 from rewardfl_trainer.staging.plan import Plan, find
 from rewardfl_trainer.staging.remote import Remote
+from rewardfl_trainer.staging.repeat import every
 from rewardfl_trainer.staging.room import Limit, reserve
 from rewardfl_trainer.staging.s3 import S3Remote
 from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests, option_requests
@@ -174,23 +174,5 @@ def _fetch(plan: Plan, cache: Cache, reporter: Reporter, meter: Meter) -> None:
     def report() -> None:
         reporter.update(phase="Staging", staging=meter.snapshot(), message=meter.line())
 
-    with _every(REPORT_INTERVAL_SECONDS, report), _every(LOG_INTERVAL_SECONDS, lambda: logger.info("%s", meter.line())):
+    with every(REPORT_INTERVAL_SECONDS, report), every(LOG_INTERVAL_SECONDS, lambda: logger.info("%s", meter.line())):
         Fetcher(cache, meter, Patience.from_environment().attempts).fetch(plan.files.values())
-
-
-@contextmanager
-def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` at an interval, in a thread, while the block runs."""
-    done = threading.Event()
-
-    def loop() -> None:
-        while not done.wait(seconds):
-            action()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
