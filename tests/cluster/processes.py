@@ -29,6 +29,7 @@ class Stat:
     name: str
     state: str
     parent: int
+    group: int
     start_ticks: int
 
     @classmethod
@@ -38,7 +39,7 @@ class Stat:
         if "(" not in before or len(fields) < 20:
             return None
         pid, _, name = before.partition("(")
-        return cls(int(pid), name, fields[0], int(fields[1]), int(fields[19]))
+        return cls(int(pid), name, fields[0], int(fields[1]), int(fields[2]), int(fields[19]))
 
     @classmethod
     def of(cls, pid: int) -> "Stat | None":
@@ -55,10 +56,15 @@ class Stat:
         return now is not None and now.start_ticks == self.start_ticks and now.state not in "ZX"
 
 
+def everything() -> list[Stat]:
+    """All processes of this machine."""
+    stats = (Stat.of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [stat for stat in stats if stat is not None]
+
+
 def children_of(pid: int) -> list[Stat]:
     """The direct children of `pid`."""
-    stats = (Stat.of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [stat for stat in stats if stat is not None and stat.parent == pid]
+    return [stat for stat in everything() if stat.parent == pid]
 
 
 class Processes:
@@ -123,10 +129,9 @@ class Processes:
     def stop(self) -> None:
         """Kill every program of this folder and wait until all are gone; their data is thrown away, so none is asked first."""
         stats = [stat for name in self.names() if (stat := self.stat(name)) is not None and stat.is_running]
-        for stat in stats:
-            _kill(stat)
-        for stat in stats:
-            _wait_for_end(stat)
+        killed = [each for stat in stats for each in _kill(stat)]
+        for each in killed:
+            _wait_for_end(each)
         for started in self._own:
             started.wait(_STOP_SECONDS)
             if started.stdin is not None:
@@ -134,14 +139,20 @@ class Processes:
         self._own.clear()
 
 
-def _kill(stat: Stat) -> None:
-    """Kill the process, its session's process group, and before them the children that may be in other namespaces."""
-    for child in children_of(stat.pid):
+def _kill(stat: Stat) -> list[Stat]:
+    """Kill the process, its process group, and before them the children that may be in other namespaces; return all of these."""
+    running = everything()
+    children = [each for each in running if each.parent == stat.pid]
+    group = [each for each in running if each.group == stat.pid]
+    for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(stat.pid, signal.SIGKILL)
+    return list({each.pid: each for each in (stat, *children, *group)}.values())
 
 
 def _wait_for_end(stat: Stat) -> None:
-    wait_until(lambda: not stat.is_running, f"process {stat.pid} ends", timeout_seconds=_STOP_SECONDS, poll_seconds=0.02)
+    wait_until(
+        lambda: not stat.is_running, f"process {stat.pid} ({stat.name}) ends", timeout_seconds=_STOP_SECONDS, poll_seconds=0.02
+    )

@@ -1,6 +1,7 @@
 """An operator writes what is missing and nothing else, and being killed after any of its writes changes nothing of that."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,8 @@ from tests.integration.operator_harness import Installation, Kubelet, manifest, 
 pytestmark = pytest.mark.slow
 
 MORE_WRITES_THAN_A_JOB_NEEDS = 40
+SETTLES_WITHIN_SECONDS = 60
+ENDS_WITHIN_SECONDS = 15
 FAST = OperatorSettings(resync_seconds=0.3)
 
 
@@ -73,13 +76,13 @@ async def operate(installation: Installation, job: str, last_write: int | None) 
     cluster = await MortalCluster.of(installation, last_write)
     controller = Controller(cluster, FAST)
     running = asyncio.create_task(controller.run())
+    deadline = monotonic() + SETTLES_WITHIN_SECONDS
     try:
         while not running.done() and not await asyncio.to_thread(is_settled, installation, job):
+            assert monotonic() < deadline, await asyncio.to_thread(why_it_is_not_settled, installation, job, cluster.writes)
             await asyncio.wait([running], timeout=0.1)
     finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError, BaseExceptionGroup):
-            await running
+        await end(running)
         await cluster.close()
     return cluster.writes
 
@@ -93,10 +96,31 @@ async def operating(installation: Installation) -> AsyncIterator[tuple[MortalClu
     try:
         yield cluster, controller
     finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        await end(running)
         await cluster.close()
+
+
+async def end(running: asyncio.Task[None]) -> None:
+    """End the operator; one that does not end is a failure that shows where each of its tasks stands."""
+    running.cancel()
+    await asyncio.wait([running], timeout=ENDS_WITHIN_SECONDS)
+    if not running.done():
+        stacks = io.StringIO()
+        for task in asyncio.all_tasks():
+            task.print_stack(file=stacks)
+        pytest.fail(f"the operator did not end within {ENDS_WITHIN_SECONDS} s of being cancelled:\n{stacks.getvalue()}")
+    with suppress(asyncio.CancelledError, BaseExceptionGroup):
+        running.result()
+
+
+def why_it_is_not_settled(installation: Installation, job: str, writes: list[str]) -> str:
+    found = {
+        "status": installation.status(job),
+        "pods": [(pod["metadata"]["name"], pod["status"]) for pod in installation.pods(job)],
+        "children": [f"{item['kind']}/{item['metadata']['name']}" for item in installation.children(job)],
+        "writes": writes,
+    }
+    return f"{job} was not Pending with two pods within {SETTLES_WITHIN_SECONDS} s:\n{json.dumps(found, indent=1)}"
 
 
 async def eventually(what: str, check: Callable[[], Any]) -> None:
