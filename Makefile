@@ -19,6 +19,8 @@ TESTS ?= tests
 BASE ?=
 REGISTRY ?=
 IMAGES ?=
+VERSION ?=
+SOURCE ?=
 GPU_PYTHON ?=
 
 .PHONY: help
@@ -124,6 +126,14 @@ lock: $(UV) ## lock the dependencies again, with hashes and without addresses
 .PHONY: images
 images: setup ## build both images with docker, podman or buildah (BASE=local: where no image registry is reached; docs/images.md)
 	@exec $(BIN)/python -m docker.build --base "$(BASE)" --registry "$(REGISTRY)" --sbom dist $(IMAGES)
+
+.PHONY: release
+release: setup ## make the release VERSION=x in dist/: images, chart, bills of materials, checksums; commit and tag (docs/releasing.md)
+	@exec $(BIN)/python -m release "$(VERSION)" --base "$(BASE)" --registry "$(REGISTRY)" --source "$(SOURCE)" $(IMAGES)
+
+.PHONY: publish
+publish: setup ## push the release VERSION=x from dist/ to a registry (REGISTRY=, default: what its chart says)
+	@exec $(BIN)/python -m release.publish "$(VERSION)" --registry "$(REGISTRY)"
 
 .PHONY: cluster-build
 cluster-build: setup ## build or find the local Kubernetes' programs

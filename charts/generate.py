@@ -1,4 +1,4 @@
-"""Writes what the chart's values.yaml already says: values.schema.json, and the table of values in the chart's README.
+"""Writes what is said elsewhere: of values.yaml the chart's values.schema.json and its README's table, and its version.
 
 values.yaml is the one place where a value is written: its default, above it `# -- ` and what it is for, and where that is
 more than the default's type, `# @schema` and what it may be (JSON Schema, in YAML's flow style). A mapping with entries is
@@ -17,7 +17,10 @@ from typing import Any
 
 import yaml
 
+from rewardfl_api import __version__
+
 CHART = Path(__file__).resolve().parent / "rewardfl"
+_VERSION = re.compile(r'^(version: |appVersion: "| +image: rewardfl-[a-z]+:)[^\s"]+("?)$', re.MULTILINE)
 _PART = re.compile(r"(<!-- generated: values -->\n).*?(<!-- end -->)", re.DOTALL)
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 Schema = dict[str, Any]
@@ -136,15 +139,26 @@ def _text(value: Value) -> str:
 
 def outputs() -> dict[Path, str]:
     """Return what the generated files should hold."""
-    values = read((CHART / "values.yaml").read_text(encoding="utf-8"))
-    readme = CHART / "README.md"
+    about = CHART / "Chart.yaml"
+    return of_values(CHART) | {about: with_version(about.read_text(encoding="utf-8"), __version__)}
+
+
+def of_values(chart: Path) -> dict[Path, str]:
+    """Return what those files of a chart should hold that follow from its values.yaml."""
+    values = read((chart / "values.yaml").read_text(encoding="utf-8"))
+    readme = chart / "README.md"
     filled = _PART.sub(lambda part: part[1] + render_table(values) + part[2], readme.read_text(encoding="utf-8"))
-    return {CHART / "values.schema.json": render_schema(values), readme: filled}
+    return {chart / "values.schema.json": render_schema(values), readme: filled}
+
+
+def with_version(about: str, version: str) -> str:
+    """Return Chart.yaml with the version of chart, operator and images."""
+    return _VERSION.sub(lambda line: line[1] + version + line[2], about)
 
 
 def main() -> None:
     """Write the files, or check them."""
-    parser = argparse.ArgumentParser(description="Generate the chart's values.schema.json and the table in its README.")
+    parser = argparse.ArgumentParser(description="Generate the chart's values.schema.json, the table in its README, its version.")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write the files")
     action.add_argument("--check", action="store_true", help="fail when a file differs")

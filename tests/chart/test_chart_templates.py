@@ -169,7 +169,6 @@ def test_chart_operator_and_package_are_of_one_version() -> None:
 
     assert chart["version"] == chart["appVersion"] == __version__
     assert [image["image"] for image in images] == [f"rewardfl-operator:{__version__}", f"rewardfl-trainer:{__version__}"]
-    assert yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])
 
 
 def test_namespaced_installations_have_no_rights_beyond_their_namespaces() -> None:

@@ -94,9 +94,12 @@ class LocalCluster:
         self._require_node()
         return HOST_IMAGE
 
-    def load_image(self, archive: Path) -> list[str]:
-        """Import a docker-archive or OCI tar into the node; returns the names of the images in it."""
-        return self._require_node().import_image(archive)
+    def load_image(self, archive: Path, repository: str = "") -> list[str]:
+        """Import a docker-archive or OCI tar into the node; returns the names of the images in it.
+
+        With `repository` the name is `repository@digest`, as if the image had been pulled from there by its digest.
+        """
+        return self._require_node().import_image(archive, repository)
 
     def spawn(self, name: str, command: Sequence[str]) -> None:
         """Start a program that ends with the cluster; what it says goes to `logs/NAME.log`."""

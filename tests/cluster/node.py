@@ -86,9 +86,10 @@ class Node:
         wait_until(self._runtime_answers, "containerd answers", timeout_seconds=_READY_SECONDS)
         self.import_image(archive)
 
-    def import_image(self, archive: Path) -> list[str]:
-        """Import a docker-archive or OCI tar; returns the names of the images that it held."""
-        printed = run([*self._ctr(), "images", "import", str(archive)], timeout_seconds=900)
+    def import_image(self, archive: Path, repository: str = "") -> list[str]:
+        """Import a docker-archive or OCI tar; returns the names of its images, or `repository` with their digests."""
+        names = ["--digests", "--base-name", repository] if repository else []
+        printed = run([*self._ctr(), "images", "import", *names, str(archive)], timeout_seconds=900)
         return [line.split()[1] for line in printed.splitlines() if line.startswith("unpacking ")]
 
     def start_kubernetes(self, control_plane: ControlPlane) -> None:
