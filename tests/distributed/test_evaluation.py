@@ -10,6 +10,8 @@ import torch
 from rewardfl_trainer.environment import Process
 from rewardfl_trainer.metrics import MetricsLog
 from rewardfl_trainer.progress import Reporter
+from rewardfl_trainer.report import make
+from rewardfl_trainer.reporting import Reporting
 from rewardfl_trainer.run import Run, assemble
 from rewardfl_trainer.train import train, train_steps
 from tests.distributed.conftest import MakeConfig
@@ -60,6 +62,44 @@ def test_the_held_out_reward_is_measured_logged_and_shown(make_config: MakeConfi
     events = b"".join(path.read_bytes() for path in (output / "tensorboard").iterdir())
     assert b"held_out/reward" in events
     assert (output / "samples" / "before" / "row-0.mp4").is_file()
+
+    boxes = json.loads((output / "samples" / "step-3.json").read_text())[0]["boxes"]
+    assert len(boxes) == config.training.num_frames
+    for left, top, right, bottom in filter(None, boxes):
+        assert 0 < right - left <= 64 * 1.5
+        assert 0 < bottom - top <= 64 * 1.5
+    page = (output / "report.html").read_text()
+    assert "finished" in page
+    assert "could not be read" not in page
+    assert page.count("<video ") == 4, "before and after, of the trained and of the held-out row that are shown"
+    assert json.loads((output / "results.json").read_text())["results"]["report"] == f"{config.output}/report.html"
+    history = json.loads((output / "run.json").read_text())
+    [session] = history["sessions"]
+    assert (history["total_steps"], session["step"], session["ended"]) == (3, 3, True)
+    assert all(session["seconds"][phase] > 0 for phase in ("preparing", "training", "evaluating", "saving"))
+
+
+def test_a_report_that_cannot_be_made_fails_nothing_and_the_page_says_why(
+    make_config: MakeConfig, process: Process, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise ZeroDivisionError("<b>of a chart</b> at https://user:hunter2@example.com")
+
+    monkeypatch.setattr(make, "page_of_run", fail)
+    config = make_config(rows=1, max_steps=1, name="unreported")
+    run, told = assemble(config, process), []
+    reporting = Reporting(run, config, told.append)
+    reporting.begin()
+    with MetricsLog(run.folder, process) as log, Reporter(None) as reporter:
+        train_steps(run, log, reporter, reporting)
+    assert reporting.finish(1) == f"{config.output}/report.html"
+    page = (Path(config.output) / "report.html").read_text()
+    assert "The report could not be made" in page
+    assert "ZeroDivisionError: &lt;b&gt;of a chart" in page
+    assert "hunter2" not in page + caplog.text
+    assert "training goes on: ZeroDivisionError" in caplog.text
+    assert told[0].report == f"{config.output}/report.html"
+    assert run.saver.uploads.finish()
 
 
 def test_evaluating_changes_nothing_that_is_trained_and_its_rows_are_never_trained_on(

@@ -32,6 +32,7 @@ SLOW_MODULES = (
     "peft.tuners.lora",
     "pytest",
     "rewardfl_trainer.launch",
+    "rewardfl_trainer.report.make",
     "rewardfl_trainer.train",
     "torch.utils.tensorboard",
     "transformers.optimization",

@@ -65,6 +65,15 @@ def test_its_lora_is_in_the_bucket_and_was_trained(run: DemoRun) -> None:
     assert all(tensor.abs().max() > 0 for tensor in lora_b), "lora_B starts at zero: a zero tensor was never trained"
 
 
+def test_its_report_is_in_the_bucket_and_named_in_its_status(run: DemoRun) -> None:
+    assert run.last["results"]["report"] == f"s3://{BUCKET}/{OUTPUT}report.html"
+    page = run.read("report.html").decode()
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("<video ") == 2
+    told = [status for status in run.statuses if status["phase"] == "Training" and status.get("results", {}).get("report")]
+    assert told, "a running job has one from its first checkpoint on"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_sample_video_from_before_and_after_training_is_in_the_bucket(run: DemoRun, when: str) -> None:
     keys = [key for key in run.keys if key.startswith(f"samples/{when}/") and key.endswith(".mp4")]

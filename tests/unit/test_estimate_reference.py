@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewardfl_trainer.estimate.command import read
+from rewardfl_trainer.configuration import read
 from rewardfl_trainer.estimate.fit import GPU_BYTES, needed_bytes
 from rewardfl_trainer.estimate.networks import A14B
 from rewardfl_trainer.estimate.reference import a14b

@@ -2,12 +2,15 @@
 
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
+from rewardfl_api.job import KIND, RewardFLJob
 from rewardfl_api.trainer_config import TrainerConfig
 
 MAX_ERRORS_SHOWN = 10
@@ -35,6 +38,29 @@ def load(path: str | os.PathLike[str]) -> TrainerConfig:
         raise _bad_configuration(explained(error)) from error
     except (yaml.YAMLError, ValueError) as error:
         raise _bad_configuration(f"--config={os.fspath(path)}: not a YAML mapping: {error}") from error
+
+
+def read(path: Path) -> tuple[TrainerConfig, int]:
+    """Return the configuration that a RewardFLJob's or a trainer's file holds, and its number of processes (1 in the latter).
+
+    Raises:
+        RewardFLError: it cannot be read (exit code 66), or is neither, or is not valid (78).
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        content = None  # configuration.load says what is wrong with it
+    if content is not None and not isinstance(content, dict):
+        message = f"--file={path}: neither a RewardFLJob nor a trainer's configuration."
+        raise RewardFLError(Reason.BAD_CONFIGURATION, message, "Name the file of one of them.", ExitCode.BAD_CONFIGURATION)
+    if content is None or content.get("kind") != KIND:
+        return load(path), 1
+    try:
+        job = RewardFLJob.parse(content)
+    except ValueError as error:
+        message = f"--file={path}: {explained(error) if isinstance(error, ValidationError) else error}"
+        raise RewardFLError(Reason.BAD_CONFIGURATION, message, "Change what is named.", ExitCode.BAD_CONFIGURATION) from error
+    return TrainerConfig.from_job(job), job.spec.world_size
 
 
 def explained(error: ValidationError) -> str:

@@ -3,3 +3,4 @@
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 SAMPLES_FOLDER = "samples"
+REPORT_FILE = "report.html"

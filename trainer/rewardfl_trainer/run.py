@@ -42,6 +42,7 @@ from .rollout import Rollout
 from .samples import SAMPLE_DRAW, Sampler
 from .sampling import Plan
 from .storage import Storage
+from .timeline import Timeline
 from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
 from .uploads import Uploads, abort_interrupted
@@ -73,6 +74,8 @@ class Run:
     resumed: Found | None
     """The checkpoint that it goes on from."""
     evaluation: Evaluation
+    timeline: Timeline
+    """Counts the seconds of the run by phase."""
 
 
 class AlreadyDoneError(Exception):
@@ -89,6 +92,7 @@ def assemble(
     report: Report = logger.info,
     written: TrainerConfig | None = None,
     stopwatch: Stopwatch | None = None,
+    timeline: Timeline | None = None,
 ) -> Run:
     """Return a run, ready for its next step: the first, or the one after the newest checkpoint of its output.
 
@@ -100,6 +104,7 @@ def assemble(
         report: is told what goes on, on the main rank.
         written: the configuration as the user wrote it, which checkpoints are bound to. None: the same.
         stopwatch: counts the seconds by part. None: a new one.
+        timeline: counts those of the run by phase. None: a new one.
 
     Raises:
         RewardFLError: the output cannot be written, the dataset is bad, a model is missing, parameters contradict the models, or
@@ -151,6 +156,7 @@ def assemble(
         stopwatch=stopwatch,
         resumed=resumed,
         evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps, resumed.state.held_out if resumed else {}),
+        timeline=timeline or Timeline(),
     )
 
 

@@ -46,6 +46,9 @@ class SampleScore:
     """The first reward's score of each frame; null where it has none, as in a frame without a face."""
     no_face_fraction: float | None
     """null where no reward looks for faces."""
+    boxes: list[list[float] | None] | None = None
+    """The face of each frame, in pixels: left, top, right, bottom; null in a frame without one, and where no reward looks for
+    faces."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Sampler:
             rewards={name: float(result.score_B.mean()) for name, result in scores.results.items()},
             frame_scores=[None if math.isnan(score) else score for score in frame_scores_T.tolist()],
             no_face_fraction=None if scores.faces is None else scores.faces.no_face_fraction,
+            boxes=None if scores.faces is None else boxes_of(scores.faces.boxes_BT4[0]),
         )
 
     @torch.no_grad()
@@ -132,6 +136,11 @@ class Sampler:
     def _upload(self, name: str) -> None:
         """Have a file of the samples folder uploaded, while training goes on."""
         self.uploads.submit_file(self.folder / SAMPLES_FOLDER / name, f"{SAMPLES_FOLDER}/{name}")
+
+
+def boxes_of(boxes_T4: Tensor) -> list[list[float] | None]:
+    """Return the box of each frame to a tenth of a pixel; None where it has none."""
+    return [None if any(map(math.isnan, box)) else [round(value, 1) for value in box] for box in boxes_T4.tolist()]
 
 
 def mean_score(scores: Sequence[SampleScore]) -> float:

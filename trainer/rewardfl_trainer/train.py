@@ -32,10 +32,12 @@ from .finished import save_finished_results
 from .metrics import MetricsLog, mean_over_ranks, peak_memory_gb
 from .order import Batch
 from .progress import Reporter
+from .reporting import Reporting, device_name
 from .run import AlreadyDoneError, Run, assemble, eta_seconds
 from .staging import leases, localize
 from .stopping import StopRequest
 from .storage import join
+from .timeline import Timeline, process_seconds
 
 RATE_STEPS = 20
 """Steps over which seconds per step, and with it the ETA, is averaged."""
@@ -58,38 +60,51 @@ class Clock:
         return sum(self.durations) / len(self.durations)
 
 
-def train(config: TrainerConfig, process: Process) -> None:
+def train(config: TrainerConfig, process: Process, seconds_ago: float = 0.0) -> None:
     """Train as `config` says.
+
+    Args:
+        config: as the user wrote it.
+        process: this rank.
+        seconds_ago: when what belongs to this run began.
 
     Raises:
         RewardFLError: what a user can act upon; the exit code says whether a retry makes sense.
     """
+    timeline = Timeline(process.world_size, device_name(process.device), seconds_ago)
     with Reporter(config.progress if process.is_main else None) as reporter:
         reporter.update(phase="Preparing", message="Checking the dataset and loading the models.")
         try:
-            run = assemble(localize(config), process, lambda text: reporter.update(phase="Preparing", message=text), config)
+            tell = lambda text: reporter.update(phase="Preparing", message=text)  # noqa: E731
+            run = assemble(localize(config), process, tell, config, timeline=timeline)
         except AlreadyDoneError as done:
             logger.info("%s; the results are in %s", done, config.output)
             reporter.update(phase="Saving", step=done.step, total_steps=done.step, results=done.results)
             return
         start, total = run.order.start.step, run.order.total_steps
+        reporting = Reporting(run, config, lambda results: reporter.update(results=results))
+        reporting.begin()
         with MetricsLog(run.folder, process, start) as log, run.saver.uploads:
             if run.resumed is None:
                 message = "Generating videos before training."
                 reporter.update(phase="Preparing", step=0, total_steps=total, message=message)
+                timeline.switch("evaluating")
                 log.sample_scores(0, run.sampler.generate(run.sample_positions, "before"))
                 log.held_out(run.evaluation.measure(0))
             reporter.update(phase="Training", step=start, total_steps=total)
-            train_steps(run, log, reporter)
+            timeline.switch("training")
+            train_steps(run, log, reporter, reporting)
             reporter.update(phase="Saving", step=total, total_steps=total)
+            timeline.switch("evaluating")
             log.sample_scores(total, run.sampler.generate(run.sample_positions, "after"))
+            timeline.switch("saving")
         run.saver.uploads.tell = lambda text: reporter.update(phase="Saving", message=text)
-        results = _save_results(run, config)
+        results = _save_results(run, config, reporting)
         reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=run.saver.uploads.uploaded, results=results)
 
 
-def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
-    """Make every optimizer step that is left.
+def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Reporting | None = None) -> None:
+    """Make every optimizer step that is left. Without `reporting` no page is made.
 
     Raises:
         Terminated: SIGTERM has come; a checkpoint is saved.
@@ -105,7 +120,8 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
             values = mean_over_ranks(outcomes, run.process) | _step_values(run, report, clock.lap(), len(batch.positions))
             bad_steps = 0 if report.applied else bad_steps + 1
             stopping = stop.agreed()
-            held_out = {} if stopping else run.evaluation.measure(step)
+            with run.timeline.part("evaluating"):
+                held_out = {} if stopping else run.evaluation.measure(step)
             clock.started = time.monotonic() if held_out else clock.started
             logged = step % parameters.logging_steps == 0 or step == total or bad_steps > 0 or bool(held_out)
             if logged:
@@ -123,7 +139,10 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter) -> None:
                 raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
             if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
                 log.flush()
-                run.saver.save(batch.end, bad_steps, run.evaluation.latest)
+                with run.timeline.part("saving"):
+                    run.saver.save(batch.end, bad_steps, run.evaluation.latest)
+                if reporting is not None:
+                    reporting.checkpoint(step, stopping=stopping)
                 clock.started = time.monotonic()
             if stopping:
                 _leave(run, stop, reporter)
@@ -191,19 +210,19 @@ def _upload_metrics(run: Run) -> None:
         run.storage.upload_folder(run.folder / TENSORBOARD_FOLDER, join(run.config.output, TENSORBOARD_FOLDER))
 
 
-def _save_results(run: Run, config: TrainerConfig) -> Results | None:
+def _save_results(run: Run, config: TrainerConfig, reporting: Reporting) -> Results | None:
     """Write and upload the final weights, the configuration and the metrics; return where they are (on the main rank)."""
     weights = run.saver.save_final(run.order.total_steps)
     if not run.process.is_main:
         return None
     path = run.folder / CONFIG_KEY
-    path.write_text(config.dump(), encoding="utf-8")
     run.saver.uploads.insist(lambda: run.storage.upload_file(path, join(run.config.output, CONFIG_KEY)))
     run.saver.uploads.insist(lambda: _upload_metrics(run))
     samples = join(run.config.output, SAMPLES_FOLDER) if run.sample_positions else None
     logger.info("trained weights: %s", ", ".join(weights))
     results = Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
     total = run.order.total_steps
+    results = results.model_copy(update={"report": reporting.finish(total)})
     run.saver.uploads.insist(lambda: save_finished_results(run.storage, run.folder, run.config.output, total, results))
     return results
 
@@ -219,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with leases.kept(
         Path(config.work_dir) if process.is_first_of_node else None
     ):  # the launcher does it, too, where there is one
-        train(config, process)
+        train(config, process, process_seconds())
         distributed.barrier()
     distributed.destroy_process_group()
 

@@ -1,15 +1,29 @@
 """The `rewardfl` command line, also `kubectl rewardfl`. It speaks; what it says comes from elsewhere.
 
-`app.py` holds what all commands share, and how errors are told. `local.py`, `stage.py` and `cache.py` have the commands that need
-no cluster, `validate.py` and `submit.py` take manifests, `listing.py`, `describe.py`, `watch.py`, `logs.py` and `control.py` look
-at jobs and steer them.
+`app.py` holds what all commands share, and how errors are told. `local.py`, `report.py`, `stage.py` and `cache.py` have the
+commands that need no cluster, `validate.py` and `submit.py` take manifests, `listing.py`, `describe.py`, `watch.py`, `logs.py`
+and `control.py` look at jobs and steer them.
 What they need is imported when they run, so that help is instant.
 """
 
-from . import cache, control, describe, listing, local, logs, stage, submit, validate, watch
+from . import cache, control, describe, listing, local, logs, report, stage, submit, validate, watch
 from .app import app
 
-__all__ = ["app", "cache", "control", "describe", "listing", "local", "logs", "main", "stage", "submit", "validate", "watch"]
+__all__ = [
+    "app",
+    "cache",
+    "control",
+    "describe",
+    "listing",
+    "local",
+    "logs",
+    "main",
+    "report",
+    "stage",
+    "submit",
+    "validate",
+    "watch",
+]
 
 
 def main() -> None:

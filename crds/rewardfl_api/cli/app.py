@@ -40,6 +40,7 @@ ORDER = (
     "suspend",
     "resume",
     "delete",
+    "report",
     "estimate",
     "stage",
     "cache",
