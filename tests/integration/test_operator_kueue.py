@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.kueue import Kueue
+from tests.integration.gpu_page import KUEUES, NAMESPACE, TWO_NODES, example
 from tests.integration.operator_harness import Installation, Kubelet, manifest, until
 
 pytestmark = pytest.mark.slow
@@ -85,3 +86,15 @@ def test_jobs_take_turns_are_preempted_and_say_why_they_wait(installation: Insta
         until("it has left the queue", lambda: "urgent" not in owners_of_workloads(installation))
         installation.wait_for_pods("second", 1)
         assert installation.phase("urgent") == "Suspended"
+
+
+def test_the_queue_of_the_gpu_page_admits_the_example_for_two_nodes(installation: Installation) -> None:
+    installation.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    for part in KUEUES:
+        installation.create(part)
+    job = example(TWO_NODES)
+    job["metadata"]["labels"] = {QUEUE: "training"}
+    installation.create(job)
+    with installation.operator():
+        pods = installation.wait_for_pods("face-identity-16", 2, NAMESPACE)
+    assert {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}.items() <= pods[0]["spec"]["nodeSelector"].items()
