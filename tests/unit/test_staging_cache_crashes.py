@@ -25,7 +25,18 @@ from rewardfl_trainer.staging.sources import Kind, Request
 from rewardfl_trainer.staging.views import publish
 
 KILLED = 9
-STEPS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod", "os.utime", "os.rmdir", "fcntl.flock"}
+STEPS = {
+    "open",
+    "os.rename",
+    "os.link",
+    "os.remove",
+    "os.mkdir",
+    "os.chmod",
+    "os.utime",
+    "os.rmdir",
+    "fcntl.flock",
+    "fcntl.fcntl",
+}
 """Audit events of what changes a disk, and of taking locks."""
 
 REQUEST = Request("training.model_paths", "s3://bucket/x", Kind.MODEL, parse_source("s3://bucket/x"))

@@ -1,7 +1,8 @@
 """Results written to a local folder, and the small parts of staging that need no server."""
 
-import fcntl
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.plan import _glob_pattern
 from rewardfl_trainer.storage import Storage, join
 
-PLACE = ("s3", "endpoint", "bucket", "a", "b.bin")
+PLACE, OTHER = ("s3", "endpoint", "bucket", "a", "b.bin"), ("s3", "endpoint", "bucket", "c.bin")
+HOLD_A_LOCK = """
+import pathlib, sys, time
+from rewardfl_trainer.staging.cache import Cache
+with Cache(pathlib.Path(sys.argv[1])).lock(tuple(sys.argv[2:]), lambda: None):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def put(cache: Cache, content: bytes, version: str = "v1") -> Path:
@@ -130,7 +138,28 @@ def test_the_lock_of_a_place_is_waited_for_and_the_wait_can_be_given_up(tmp_path
         with pytest.raises(TimeoutError), cache.lock(PLACE, give_up):
             pytest.fail("two hold the lock")
         assert entered.is_set()
-    with cache.lock(PLACE, give_up):
-        (lock,) = (tmp_path / ".rewardfl/locks").iterdir()
-        with lock.open() as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with cache.lock(PLACE, give_up), cache.free_locks([PLACE, OTHER]) as mine:
+        assert mine == {OTHER}
+    with cache.free_locks([PLACE, OTHER]) as mine:
+        assert mine == {PLACE, OTHER}
+
+
+def test_another_process_sees_which_locks_are_held_and_gets_them_when_their_holder_was_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD_A_LOCK, str(tmp_path), *PLACE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        cache = Cache(tmp_path)
+        with cache.free_locks([PLACE, OTHER]) as mine:
+            assert mine == {OTHER}
+            holder.kill()
+            holder.wait()
+            with cache.lock(PLACE, lambda: pytest.fail("the lock of a killed process is still held")):
+                pass
+
+
+def test_locks_leave_no_files_of_their_own_behind(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.free_locks([("s3", "e", "bucket", f"{number}") for number in range(100)]) as mine:
+        assert len(mine) == 100
+    assert [path.name for path in (tmp_path / ".rewardfl/locks").iterdir()] == ["places"]

@@ -3,7 +3,8 @@
     <cache>/blobs/<xx>/<sha256>              the contents, read-only
     <cache>/views/<id>/<place...>            the same files under the names that the storage gives them: `views`
     <cache>/.rewardfl/sources/<place>        what lies at a place of the storage: version, size, SHA-256
-    <cache>/.rewardfl/{locks,parts}/<place>  a lock and the unfinished content of each place, under a hash of its names
+    <cache>/.rewardfl/parts/<place>          the unfinished content of a place, under a hash of its names
+    <cache>/.rewardfl/locks/                 the gate, and a lock for each place: `locks`
     <cache>/.rewardfl/leases/                who uses what: `leases`
 
 No component of a path may be a symbolic link, whoever made it. Several stagers may share the folder: a lock for each place makes
@@ -19,22 +20,24 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.disk import sha256_of
-from rewardfl_trainer.staging.folders import REMOVE_HINT, opened, opened_file, write_whole
+from rewardfl_trainer.staging.folders import REMOVE_HINT, opened, opened_file, write_new
 from rewardfl_trainer.staging.leases import Lease
+from rewardfl_trainer.staging.locks import PlaceLocks
 from rewardfl_trainer.staging.part import map_path
 
 OWN_FOLDER = ".rewardfl"
 BLOBS, VIEWS = "blobs", "views"
 OWN_KINDS = ("locks", "parts", "sources", "leases", "views")
-GATE = "gate"
-"""Name of the lock of all contents. No place has it: their names are hashes."""
+GATE, PLACES = "gate", "places"
+"""Names of the lock of all contents, and of the file with those of the places."""
 
 READ_ONLY = 0o444
 UNTOUCHED_NS = 10**18
@@ -47,7 +50,7 @@ STAT_BLOCK_BYTES = 512
 
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-Place = Sequence[str]
+Place = tuple[str, ...]
 """The names, from the scheme on, under which a file of a storage is known."""
 
 
@@ -88,7 +91,8 @@ class Cache:
         self.lease: Lease | None = None
         self.used: dict[tuple[str, ...], str] = {}
         self._gate = threading.Lock()
-        self._blobs, self._sources = str(self.root / BLOBS), str(self.own / "sources")
+        self._locks = PlaceLocks(self.own / "locks" / PLACES)
+        self._own, self._blobs, self._sources = str(self.own), str(self.root / BLOBS), str(self.own / "sources")
         self._known_folders: set[str] = set()
 
     def is_current(self, place: Place, version: str, size: int, sha256: str | None = None) -> bool:
@@ -104,7 +108,7 @@ class Cache:
             RewardFLError: a symbolic link is in the way (UnsafePath).
         """
         found = self.find(place, version, size, sha256)
-        if found is None or self.used.get(tuple(place)) == found:
+        if found is None or self.used.get(place) == found:
             return found is not None
         with self.gate():
             found = self.find(place, version, size, sha256)
@@ -132,25 +136,38 @@ class Cache:
 
     @contextmanager
     def lock(self, place: Place, check: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of a place; while another process holds it, `check` is called now and then and may raise."""
-        with opened_file(self._own_path("locks", place), os.O_RDWR | os.O_CREAT) as descriptor:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    check()
-                    time.sleep(LOCK_POLL_SECONDS)
+        """Hold the lock of a place; while somebody else holds it, `check` is called now and then and may raise."""
+        name = place_name(place)
+        while not self._locks.take(name):
+            check()
+            time.sleep(LOCK_POLL_SECONDS)
+        try:
             yield
+        finally:
+            self._locks.give(name)
+
+    @contextmanager
+    def free_locks(self, places: Iterable[Place]) -> Iterator[set[Place]]:
+        """Hold the locks of those of the places that nobody holds; they are what is returned. None is waited for."""
+        mine = dict[Place, str]()
+        try:
+            for place in places:
+                name = place_name(place)
+                if self._locks.take(name):
+                    mine[place] = name
+            yield set(mine)
+        finally:
+            for name in mine.values():
+                self._locks.give(name)
 
     def part_path(self, place: Place) -> Path:
         """Return where the unfinished content of a place lies."""
-        return self._own_path("parts", place)
+        return Path(self._own_name("parts", place))
 
     def part_bytes(self, place: Place) -> int:
         """Return the disk space that unfinished content of a place takes; it is given back when the place is fetched."""
         try:
-            return self.part_path(place).lstat().st_blocks * STAT_BLOCK_BYTES
+            return os.lstat(self._own_name("parts", place)).st_blocks * STAT_BLOCK_BYTES
         except FileNotFoundError:
             return 0
 
@@ -169,46 +186,55 @@ class Cache:
             size: its bytes.
             sha256: its checksum, in hexadecimal digits. None: it is computed here, which reads the content once more.
         """
-        part = self.part_path(place)
-        sha256 = sha256 or sha256_of(part)
-        with self.gate():
-            if self.lease is not None:
-                self.lease.add_content(sha256, place_name(place))
-            if self.is_intact(sha256, size):
-                part.unlink()
-            else:
-                self._put(part, sha256)
-            self._note(place, Source(version, size, sha256))
+        sha256 = sha256 or sha256_of(self.part_path(place))
+        self.commit_all({place: Source(version, size, sha256)})
         return self.blob_path(sha256)
 
-    def _put(self, part: Path, sha256: str) -> None:
+    def commit_all(self, sources: Mapping[Place, Source]) -> None:
+        """Make the finished contents of several places part of the cache; see `commit`."""
+        if not sources:
+            return
+        with self.gate():
+            if self.lease is not None:
+                self.lease.add_contents({place_name(place): source.sha256 for place, source in sources.items()})
+            for place, source in sources.items():
+                part = self._own_name("parts", place)
+                if self.is_intact(source.sha256, source.size):
+                    os.unlink(part)  # noqa: PTH108 - pathlib costs more than the call, for each of thousands of files
+                else:
+                    self._put(part, source.sha256)
+                self._note(place, source)
+
+    def _put(self, part: str, sha256: str) -> None:
         """Move a file to where the content with this checksum belongs."""
-        os.utime(part, ns=(part.lstat().st_mtime_ns, UNTOUCHED_NS))  # what it was, the volume said: no clock of ours
+        os.utime(part, ns=(os.lstat(part).st_mtime_ns, UNTOUCHED_NS))  # what it was, the volume said: no clock of ours
         self._open_blobs(sha256, create=True)
+        blob = self.blob_name(sha256)
         try:
-            part.rename(self._blob(sha256))
+            os.rename(part, blob)  # noqa: PTH104 - likewise
         except IsADirectoryError as error:
-            message = f"cache_dir: {self.blob_path(sha256)} is a folder where a file has to be"
+            message = f"cache_dir: {blob} is a folder where a file has to be"
             raise RewardFLError(Reason.IO_FAILED, message, REMOVE_HINT, ExitCode.IO_ERROR) from error
-        self.blob_path(sha256).chmod(READ_ONLY)  # not before: a part that was left must be open to the next stager
+        # not before: a part that was left must be open to the next stager
+        os.chmod(blob, READ_ONLY)  # noqa: PTH101 - likewise
 
     def use(self, place: Place, source: Source) -> None:
         """Note that this process uses the content that is there for a place. The caller holds the gate."""
         lease, name = self.lease, place_name(place)
         if lease is not None and (source.sha256 not in lease.contents or name in lease.needs):
-            lease.add_content(source.sha256, name)
+            lease.add_contents({name: source.sha256})
         if self.source(place) == source:
-            self.used[tuple(place)] = source.sha256
+            self.used[place] = source.sha256
         else:
             self._note(place, source)
 
     def _note(self, place: Place, source: Source) -> None:
-        self.used[tuple(place)] = source.sha256
-        write_whole(self._own_path("sources", place), json.dumps({**vars(source), "place": list(place)}))
+        self.used[place] = source.sha256
+        write_new(self._own_name("sources", place), json.dumps({**vars(source), "place": list(place)}))
 
     def blob_path(self, sha256: str) -> Path:
         """Return the file of a content."""
-        return self.root / BLOBS / sha256[:2] / sha256
+        return Path(self.blob_name(sha256))
 
     def blob_status(self, sha256: str) -> os.stat_result | None:
         """Return the status of the file of a content; None when there is none.
@@ -218,7 +244,7 @@ class Cache:
         """
         try:
             self._open_blobs(sha256, create=False)
-            found = os.stat(self._blob(sha256), follow_symlinks=False)  # noqa: PTH116 - likewise
+            found = os.stat(self.blob_name(sha256), follow_symlinks=False)  # noqa: PTH116 - likewise
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found if stat.S_ISREG(found.st_mode) else None
@@ -230,7 +256,7 @@ class Cache:
             with opened(self.root, (BLOBS, name), create=create):
                 self._known_folders.add(name)
 
-    def _blob(self, sha256: str) -> str:
+    def blob_name(self, sha256: str) -> str:
         """Return what `blob_path` does, for what is done for each of thousands of files."""
         return f"{self._blobs}/{sha256[:2]}/{sha256}"
 
@@ -246,10 +272,12 @@ class Cache:
             return Source(content["version"], content["size"], content["sha256"])
         return None
 
-    def _own_path(self, kind: str, place: Place) -> Path:
-        return self.own / kind / place_name(place)
+    def _own_name(self, kind: str, place: Place) -> str:
+        """Return the path of a file that is about a place."""
+        return f"{self._own}/{kind}/{place_name(place)}"
 
 
+@lru_cache(maxsize=65536)
 def place_name(place: Place) -> str:
     """Return the name of the files that are about a place."""
     return hashlib.sha256("/".join(place).encode()).hexdigest()

@@ -1,18 +1,16 @@
 """Fetches the files of a plan: several at once, in ranges, written in place, verified, and put into the cache whole.
 
-A file has a thread, which asks for its ranges ahead and hashes them in order while later ones arrive; the ranges of all files
-share the connections. Content lies in memory only in the buffers that go round. A file that another stager is fetching is waited
-for. The first error stops everything; what was finished stays finished, and what was begun is gone on with by the next start.
+A large file has a thread, which asks for its ranges ahead and hashes them in order while later ones arrive; the ranges of all
+files share the connections. Small files are fetched in batches: `small`. Content lies in memory only in the buffers that go
+round. A file that another stager is fetching is waited for. The first error stops everything; what was finished stays finished,
+and what was begun is gone on with by the next start.
 """
 
-import errno
-import os
-import random
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.cpus import usable_cpus
@@ -20,8 +18,11 @@ from rewardfl_trainer.staging.buffers import Buffers
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.meter import FileMeter, Meter
 from rewardfl_trainer.staging.part import Part, bytes_there
-from rewardfl_trainer.staging.plan import Plan, PlannedFile
-from rewardfl_trainer.staging.remote import InterruptedReadError, Remote, RemoteFile
+from rewardfl_trainer.staging.plan import PlannedFile
+from rewardfl_trainer.staging.reading import CancelledError, Reader
+from rewardfl_trainer.staging.remote import Remote, RemoteFile
+from rewardfl_trainer.staging.small import SmallFiles, batches, is_small
+from rewardfl_trainer.staging.space import MismatchError, arriving
 from rewardfl_trainer.staging.sums import Sums
 from rewardfl_trainer.storage_errors import ObjectChangedError, missing_object
 
@@ -32,19 +33,11 @@ FEWEST_AT_ONCE, MOST_AT_ONCE = 8, 32
 FILES_SHARING_BUFFERS = 4
 """A file uses at most so many-th part of the buffers, so that the hashing of one file never holds up all."""
 
+SIGNAL_SECONDS = 1.0
+"""A signal that arrives just before the main thread begins to wait does not end that wait: it is seen after this time."""
+
 FETCHES_A_FILE = 2
 """A file that changed or arrived damaged is fetched once more from the start."""
-
-MAX_PAUSE_SECONDS = 8.0
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class CancelledError(Exception):
-    """Another file failed; this one was given up."""
-
-
-class MismatchError(Exception):
-    """The content does not match the checksum that the storage announced."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +63,14 @@ class Fetcher:
     def __init__(self, cache: Cache, meter: Meter, attempts: int, cpus: int | None = None) -> None:
         self._cache = cache
         self._meter = meter
-        self._attempts = attempts
-        self._cancelled = threading.Event()
+        self._reader = Reader(attempts)
         cpus = cpus or usable_cpus()
         self._files_at_once = _between(cpus * FILES_AT_ONCE_A_CPU)
         ranges_at_once = _between(cpus * RANGES_AT_ONCE_A_CPU)
         buffers = ranges_at_once + FEWEST_AT_ONCE
         self._ahead = max(2, buffers // FILES_SHARING_BUFFERS)
         self._buffers = Buffers(buffers)
+        self._small = SmallFiles(cache, meter, self._reader, self._buffers)
         self._ranges = ThreadPoolExecutor(ranges_at_once, thread_name_prefix="range")
 
     def fetch(self, files: Iterable[PlannedFile]) -> None:
@@ -88,14 +81,26 @@ class Fetcher:
         """
         pool = ThreadPoolExecutor(self._files_at_once, thread_name_prefix="file")
         try:
-            futures = [pool.submit(self._fetch_file, planned) for planned in files]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            _raise_first(futures)
+            futures = [pool.submit(self._fetch_batch, batch) for batch in self._in_batches(files)]
+            unfinished = set(futures)
+            while unfinished:
+                unfinished = wait(unfinished, SIGNAL_SECONDS, FIRST_EXCEPTION).not_done
+                _raise_first(futures)
         finally:
             # a read that hangs must not delay the end of the process, so nothing is waited for here
-            self._cancelled.set()
+            self._reader.cancel()
             pool.shutdown(wait=False, cancel_futures=True)
             self._ranges.shutdown(wait=False)  # what is queued there sees that it was cancelled
+
+    def _in_batches(self, files: Iterable[PlannedFile]) -> Iterable[list[PlannedFile]]:
+        """Return the files in their order: large ones alone, small ones that follow each other together."""
+        for small, group in groupby(files, is_small):
+            alike = list(group)
+            yield from batches(alike, self._files_at_once) if small else ([planned] for planned in alike)
+
+    def _fetch_batch(self, batch: list[PlannedFile]) -> None:
+        for planned in self._small.fetch(batch) if is_small(batch[0]) else batch:
+            self._fetch_file(planned)
 
     def _fetch_file(self, planned: PlannedFile) -> None:
         """Fetch one file unless it is there, as the only stager that does."""
@@ -108,7 +113,7 @@ class Fetcher:
                 return
             for _ in range(FETCHES_A_FILE):
                 try:
-                    self._fetch_once(place, planned.remote, file, meter)
+                    self._fetch_once(replace(planned, file=file), meter)
                     meter.done()
                     return
                 except (ObjectChangedError, MismatchError):
@@ -127,7 +132,7 @@ class Fetcher:
 
         def look() -> None:
             nonlocal told
-            self._check_cancelled()
+            self._reader.check()
             there = bytes_there(path, file.version, file.size)
             if there != told:
                 meter.add_present(there - told)
@@ -142,29 +147,23 @@ class Fetcher:
             raise missing_object(file.subject, "was deleted while it was staged")
         return found
 
-    def _fetch_once(self, place: tuple[str, ...], remote: Remote, file: RemoteFile, meter: FileMeter) -> None:
+    def _fetch_once(self, planned: PlannedFile, meter: FileMeter) -> None:
         """Fetch and verify the content of a file and put it into place."""
-        try:
+        if is_small(planned):
+            self._small.fetch_once(planned, meter)
+            return
+        place, file = planned.place, planned.file
+        with arriving(self._cache, place, file, meter):
             with Part(self._cache.part_path(place), file.version, file.size) as part:
-                sums = self._fill(_Task(part, remote, file, meter))
+                sums = self._fill(_Task(part, planned.remote, file, meter))
                 if sums.wrong():
                     raise MismatchError(file.subject)
                 part.finish()
             self._cache.commit(place, file.version, file.size, sha256=sums.sha256)
-        except BaseException as error:
-            meter.take_back()
-            is_full = isinstance(error, OSError) and error.errno in _DISK_FULL
-            if is_full or isinstance(error, ObjectChangedError | MismatchError):
-                self._cache.discard_part(place)
-            if is_full:
-                raise disk_too_small(self._cache, file.size, f"while {file.subject} was written") from error
-            raise
 
     def _fill(self, task: _Task) -> Sums:
         """Bring every range of a file to its place, and return the checksums of the whole."""
         part = task.part
-        if part.count <= 1:
-            return self._fill_small(task)
         sums = Sums(part.size, task.remote.digests(task.file))
         ahead: deque[tuple[int, memoryview, Future[None]]] = deque()
         try:
@@ -179,18 +178,6 @@ class Fetcher:
             wait([future for _, _, future in ahead if not future.cancel()])
             for _, buffer, _ in ahead:
                 self._buffers.give(buffer)
-        return sums
-
-    def _fill_small(self, task: _Task) -> Sums:
-        """Do the same for a file of one range, in this thread: its checksums are known only when it has been read."""
-        buffer = self._buffers.take()
-        try:
-            if task.part.size:
-                self._bring_range(task, 0, buffer)
-            sums = Sums(task.part.size, task.remote.digests(task.file))
-            sums.update(buffer[: task.part.size])
-        finally:
-            self._buffers.give(buffer)
         return sums
 
     def _buffer(self, ahead: "deque[tuple[int, memoryview, Future[None]]]") -> memoryview | None:
@@ -210,68 +197,14 @@ class Fetcher:
 
     def _bring_range(self, task: _Task, index: int, buffer: memoryview) -> None:
         """Bring a range into the buffer and into the part, where it may have been left by an earlier start."""
-        self._check_cancelled()
+        self._reader.check()
         start, stop = task.part.bounds(index)
         if index in task.part.done:
             task.part.read(index, buffer)
             task.meter.add_present(stop - start)
             return
-        self._read(task, start, buffer[: stop - start])
+        self._reader.read(task.remote, task.file, task.meter, start, buffer[: stop - start])
         task.part.write(index, buffer)
-
-    def _read(self, task: _Task, start: int, into: memoryview) -> None:
-        """Read from the storage, going on where it broke off; tries that bring nothing are limited."""
-        failures = 0
-        while into:
-            self._check_cancelled()
-            before = start
-            broken = _cut_short(task.file)
-            try:
-                for count in task.remote.read(task.file, start, into):
-                    self._check_cancelled()
-                    start, into = start + count, into[count:]
-                    task.meter.add(count)
-            except InterruptedReadError as error:
-                broken = error.final
-            if not into:
-                return
-            failures = 1 if start > before else failures + 1
-            if failures >= self._attempts:
-                raise broken
-            self._cancelled.wait(random.uniform(0.5, 1.0) * min(2.0 ** (failures - 1), MAX_PAUSE_SECONDS))  # noqa: S311
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise CancelledError
-
-
-def check_disk(plan: Plan, cache: Cache) -> None:
-    """Refuse to begin when what is missing does not fit.
-
-    Raises:
-        RewardFLError: needed and free bytes (DiskTooSmall, exit code 74).
-    """
-    missing = [p for p in plan.files.values() if not cache.is_current(p.place, p.file.version, p.file.size)]
-    needed = sum(planned.file.size for planned in missing)
-    reusable = sum(cache.part_bytes(planned.place) for planned in missing)
-    if needed > free_bytes(cache) + reusable:
-        raise disk_too_small(cache, needed, "before anything was fetched")
-
-
-def disk_too_small(cache: Cache, needed: int, when: str) -> RewardFLError:
-    """Return the error for a cache volume that is too small."""
-    return RewardFLError(
-        Reason.DISK_TOO_SMALL,
-        f"cache_dir={cache.root}: {needed} bytes are needed and {free_bytes(cache)} are free, found {when}",
-        "Use a larger cache volume, or make room in it with `rewardfl cache prune`.",
-        ExitCode.IO_ERROR,
-    )
-
-
-def free_bytes(cache: Cache) -> int:
-    """Return the bytes that this user may still write to the cache volume."""
-    found = os.statvfs(cache.root)
-    return found.f_bavail * found.f_frsize
 
 
 def _raise_first(futures: Iterable[Future[None]]) -> None:
@@ -283,9 +216,3 @@ def _raise_first(futures: Iterable[Future[None]]) -> None:
 
 def _between(count: int) -> int:
     return min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, count))
-
-
-def _cut_short(file: RemoteFile) -> RewardFLError:
-    message = f"{file.subject}: the answer ends before its last byte"
-    hint = "Check storage.endpoint and whatever stands between it and the cluster."
-    return RewardFLError(Reason.STORAGE_UNAVAILABLE, message, hint, ExitCode.UNAVAILABLE)

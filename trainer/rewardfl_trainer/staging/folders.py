@@ -101,15 +101,27 @@ def files_below(folder: int, path: Path) -> dict[tuple[str, ...], os.stat_result
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path | str, text: str) -> None:
     """Write a small file whole or not at all. Not flushed: whoever reads it compares it with what it is about."""
     fresh = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{FRESH}"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
+    _write(fresh, text)
+    os.replace(fresh, path)  # noqa: PTH105 - for each of thousands of files
+
+
+def write_new(path: str, text: str) -> None:
+    """Write a small file; whole or not at all only where there was one, so what is read may end too early."""
+    try:
+        _write(path, text)
+    except FileExistsError:
+        write_whole(path, text)
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o664)
     try:
         os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)
-    os.replace(fresh, path)  # noqa: PTH105 - for each of thousands of files
 
 
 def check_place(place: Sequence[str], subject: str) -> None:

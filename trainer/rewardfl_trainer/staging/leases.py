@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,23 +111,28 @@ class Lease:
         with self._lock:
             write_whole(self.path, self.text())
 
-    def add_content(self, content: str, place: str) -> None:
-        """Note that a content is in use, which satisfies the need of a place; on the disk when this returns."""
+    def add_contents(self, contents: Mapping[str, str]) -> None:
+        """Note that contents are in use, which satisfies the needs of their places; on the disk when this returns.
+
+        Args:
+            contents: the SHA-256 of each, by the name of its place.
+        """
         with self._lock:
-            self.contents.add(content)
-            self.needs.pop(place, None)
-            self._append({"content": content, "place": place})
+            self.contents.update(contents.values())
+            for place in contents:
+                self.needs.pop(place, None)
+            self._append([{"content": content, "place": place} for place, content in contents.items()])
 
     def add_view(self, view: str) -> None:
         """Note that a view is in use; on the disk when this returns."""
         with self._lock:
             self.views.add(view)
-            self._append({"view": view})
+            self._append([{"view": view}])
 
-    def _append(self, line: dict[str, object]) -> None:
+    def _append(self, lines: Sequence[Mapping[str, object]]) -> None:
         try:
             with opened_file(self.path, os.O_WRONLY | os.O_APPEND) as descriptor:
-                os.write(descriptor, (json.dumps(line) + "\n").encode())
+                os.write(descriptor, "".join(json.dumps(line) + "\n" for line in lines).encode())
         except FileNotFoundError:  # taken for dead and cleared away
             write_whole(self.path, self.text())
 

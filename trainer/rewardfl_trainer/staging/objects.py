@@ -1,7 +1,7 @@
 """The data path of S3: reads objects over a few kept connections, straight into the caller's memory. Lists and uploads nothing.
 
-boto3's own path copies every byte several times and makes a dozen objects for every answer; see docs/decisions/0120. What is kept
-of it is what must not be written twice: where a bucket lives, credentials and their renewal, the signature, the error codes.
+boto3's own path copies every byte several times and makes a hundred objects for every answer; see docs/decisions/0120. What is
+kept of it is what must not be written twice: where a bucket lives, credentials and their renewal, the error codes.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ import botocore.httpsession
 import botocore.session
 import botocore.utils
 import urllib3
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 
 from rewardfl_trainer.s3 import Patience
+from rewardfl_trainer.staging.http1 import Answer, Connection
+from rewardfl_trainer.staging.sigv4 import signed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -71,13 +72,13 @@ class Objects:
         self._patience = patience or Patience.from_environment()
         self._lock = threading.Lock()
         self._buckets: dict[str, _Bucket] = {}
-        self._idle: dict[_Bucket, list[http.client.HTTPConnection]] = {}
+        self._idle: dict[_Bucket, list[Connection]] = {}
         self._session = botocore.session.get_session()
         self._credentials = self._session.get_credentials()
         self._tls: ssl.SSLContext | None = None
 
     @contextmanager
-    def get(self, bucket: str, key: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+    def get(self, bucket: str, key: str, headers: Mapping[str, str]) -> Iterator[Answer]:
         """Ask for an object, and keep the connection when the answer was read to its end.
 
         Raises:
@@ -86,13 +87,13 @@ class Objects:
         """
         place = self._place(bucket)
         path = f"{place.path}/{quote(key, safe=_UNQUOTED)}"
-        connection: http.client.HTTPConnection | None
+        connection: Connection | None
         connection, answer = self._ask(place, path, headers)
         try:
             if answer.status not in (HTTP_OK, HTTP_PARTIAL):
                 raise _refusal(answer)
             yield answer
-            if answer.isclosed() and not answer.will_close:
+            if answer.is_whole:
                 with self._lock:
                     self._idle.setdefault(place, []).append(connection)
                     connection = None
@@ -108,26 +109,20 @@ class Objects:
                     connection.close()
             self._idle.clear()
 
-    def _ask(
-        self, place: _Bucket, path: str, headers: Mapping[str, str]
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _ask(self, place: _Bucket, path: str, headers: Mapping[str, str]) -> tuple[Connection, Answer]:
         """Send a request over a kept connection; over a new one where the service has closed that meanwhile."""
+        if self._credentials is None:
+            raise botocore.exceptions.NoCredentialsError
         while True:
             connection, is_new = self._connection(place)
             try:
-                connection.request("GET", _target(place, path), headers=self._signed(place, path, headers))
-                return connection, connection.getresponse()
+                credentials = self._credentials.get_frozen_credentials()
+                sent = signed(credentials, place.region, place.authority, path, headers)
+                return connection, connection.get(_target(place, path), sent)
             except BaseException as error:
                 connection.close()
                 if is_new or not isinstance(error, ConnectionError):
                     raise
-
-    def _signed(self, place: _Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
-        if self._credentials is None:
-            raise botocore.exceptions.NoCredentialsError
-        request = AWSRequest("GET", f"{place.scheme}://{place.authority}{path}", headers={**headers, "Host": place.authority})
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", place.region).add_auth(request)
-        return dict(request.headers.items())
 
     def _place(self, bucket: str) -> _Bucket:
         with self._lock:
@@ -155,14 +150,18 @@ class Objects:
             self._client.meta.events.unregister(event, keep)
         return made[0]
 
-    def _connection(self, place: _Bucket) -> tuple[http.client.HTTPConnection, bool]:
+    def _connection(self, place: _Bucket) -> tuple[Connection, bool]:
         with self._lock:
-            if idle := self._idle.get(place):
-                return idle.pop(), False
+            idle = self._idle.get(place, [])
+            while idle:
+                kept = idle.pop()
+                if kept.is_quiet:
+                    return kept, False
+                kept.close()
         connection = self._new_connection(place)
         connection.connect()
         connection.sock.settimeout(self._patience.read_timeout_seconds)
-        return connection, True
+        return Connection(connection), True
 
     def _new_connection(self, place: _Bucket) -> http.client.HTTPConnection:
         proxy = urlsplit(place.proxy)
@@ -204,7 +203,7 @@ def _proxy(url: str) -> str:
     return proxy if "://" in proxy or not proxy else f"http://{proxy}"
 
 
-def _refusal(answer: http.client.HTTPResponse) -> botocore.exceptions.ClientError:
+def _refusal(answer: Answer) -> botocore.exceptions.ClientError:
     """Return the error that boto3 raises for an answer like this."""
     text = b""
     with contextlib.suppress(OSError, http.client.HTTPException):

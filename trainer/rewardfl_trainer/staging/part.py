@@ -11,18 +11,15 @@ cut only what had been flushed counts. Whatever the map says, a content is hashe
 """
 
 import contextlib
-import errno
-import fcntl
 import json
-import mmap
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rewardfl_trainer.staging.direct import DirectFile, whole_pages
 from rewardfl_trainer.staging.folders import opened_file, write_whole
 from rewardfl_trainer.staging.preallocate import preallocate
 
@@ -34,11 +31,7 @@ FLUSH_BYTES = 256 * 2**20
 
 MAP_SUFFIX = ".map"
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
-DIRECT_VARIABLE = "REWARDFL_STAGING_DIRECT_IO"
-"""0: large files are written through the page cache; see docs/decisions/0120."""
-
 _FLUSHED = "flushed"
-_NO_DIRECT = (errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(frozen=True)
@@ -52,10 +45,7 @@ class Header:
 
 
 class Part:
-    """The unfinished content of one file. The caller holds its lock. Safe to write to from several threads.
-
-    Large files are written past the page cache (O_DIRECT) where the file system can: the bytes are copied once less, and an
-    init container's memory limit is not spent on them.
+    """The unfinished content of one file of several ranges. The caller holds its lock. Safe to write to from several threads.
 
     Args:
         path: where it lies.
@@ -91,19 +81,17 @@ class Part:
     def write(self, index: int, buffer: memoryview) -> None:
         """Write a range, which is at the beginning of `buffer`, and note that it is there."""
         start, stop = self.bounds(index)
-        self._retry_buffered(lambda: _write(self._descriptor, buffer[: self._io_bytes(stop - start)], start))
-        if self._map is not None:
-            self._note(index, stop - start)
+        self._file.write(buffer, stop - start, start)
+        self._note(index, stop - start)
 
     def read(self, index: int, buffer: memoryview) -> None:
         """Read a range that is there to the beginning of `buffer`."""
         start, stop = self.bounds(index)
-        self._retry_buffered(lambda: _read(self._descriptor, buffer[: self._io_bytes(stop - start)], start, stop - start))
+        self._file.read(buffer, stop - start, start)
 
     def finish(self) -> None:
         """Flush the whole content to the disk, with its right size, and close it."""
-        if self._map is not None:
-            os.ftruncate(self._descriptor, self.size)  # it was made, and perhaps written, in whole pages
+        os.ftruncate(self._descriptor, self.size)  # it was made, and perhaps written, in whole pages
         os.fsync(self._descriptor)
         self.close()
         self._map_path.unlink(missing_ok=True)
@@ -119,24 +107,18 @@ class Part:
         self.close()
 
     def _open(self) -> set[int]:
-        self._map: int | None = None
-        self._direct = False
-        # a file of one range has nothing to go on from
-        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if self.count <= 1 else 0)
-        self._descriptor = self._stack.enter_context(opened_file(self.path, flags))
-        if self.count <= 1:
-            return set()
+        self._descriptor = self._stack.enter_context(opened_file(self.path, os.O_RDWR | os.O_CREAT))
         done = read_map(self.path, self._header)
         if not done:
             os.ftruncate(self._descriptor, 0)
-        preallocate(self._descriptor, self._io_bytes(self.size, always=True))
+        preallocate(self._descriptor, whole_pages(self.size))
         if done:
             os.fdatasync(self._descriptor)  # the new map says of all of them that they are on the disk itself
         lines = [json.dumps(vars(self._header)), *map(str, sorted(done)), f"{_FLUSHED} {len(done)}"]
         write_whole(self._map_path, "".join(f"{line}\n" for line in lines))
         self._map = self._stack.enter_context(opened_file(self._map_path, os.O_WRONLY | os.O_APPEND))
         self._noted = len(done)
-        self._set_direct(os.environ.get(DIRECT_VARIABLE, "1") != "0")
+        self._file = DirectFile(self._descriptor)
         return done
 
     def _note(self, index: int, count: int) -> None:
@@ -153,31 +135,7 @@ class Part:
                 self._append(f"{_FLUSHED} {noted}")
 
     def _append(self, line: str) -> None:
-        if self._map is not None:
-            os.write(self._map, f"{line}\n".encode())
-
-    def _io_bytes(self, count: int, *, always: bool = False) -> int:
-        """Return the size of a transfer: past the page cache only whole pages are written; the excess is cut off at the end."""
-        return -(-count // mmap.PAGESIZE) * mmap.PAGESIZE if self._direct or always else count
-
-    def _retry_buffered(self, transfer: Callable[[], None]) -> None:
-        """Do a transfer; where the file system only then says that it cannot do it directly, do it through the page cache."""
-        try:
-            transfer()
-        except OSError as error:
-            if error.errno not in _NO_DIRECT or not self._direct:
-                raise
-            self._set_direct(False)
-            transfer()
-
-    def _set_direct(self, direct: bool) -> None:
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
-            self._direct = direct
-        except OSError as error:
-            if error.errno not in _NO_DIRECT:
-                raise
+        os.write(self._map, f"{line}\n".encode())
 
 
 def boot_id() -> str:
@@ -230,18 +188,3 @@ def _ranges(lines: list[str], count: int, *, survived: bool) -> set[int]:
         else:
             break
     return set(noted if survived else noted[:flushed])
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _read(descriptor: int, view: memoryview, offset: int, count: int) -> None:
-    done = 0
-    while done < count:
-        read = os.preadv(descriptor, [view[done:]], offset + done)
-        if read == 0:
-            raise OSError(errno.EIO, "the unfinished file is shorter than it was made")
-        done += read

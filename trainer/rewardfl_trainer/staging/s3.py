@@ -37,8 +37,6 @@ _CHECKSUMS: tuple[DigestKind, ...] = ("sha256", "crc32", "sha1")
 """The checksums that S3 may keep and the standard library computes, the preferred one first."""
 
 _SSE = "x-amz-server-side-encryption"
-_TELLING = ("etag", "x-amz-checksum-type", _SSE, f"{_SSE}-customer-algorithm", *(f"x-amz-checksum-{kind}" for kind in _CHECKSUMS))
-"""The headers that tell of checksums."""
 
 
 class S3Remote:
@@ -115,11 +113,12 @@ class S3Remote:
     def _read(self, file: RemoteFile, start: int, into: memoryview, headers: Mapping[str, str]) -> Iterator[int]:
         bucket = file.request.source.location
         with self._objects.get(bucket, file.key, headers) as answer:
-            if answer.headers.get("ETag") != file.version:
+            told = answer.headers
+            if told.get("etag") != file.version:
                 raise ObjectChangedError(file.subject)
             if "Range" not in headers:
-                self._answered[bucket, file.key] = {name: answer.headers[name] for name in _TELLING if name in answer.headers}
-            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                self._answered[bucket, file.key] = told
+            elif not told.get("content-range", "").startswith(f"bytes {start}-"):
                 raise self._unavailable(file, "it does not answer with the range that was asked for")
             position = 0
             while position < len(into) and (count := answer.readinto(into[position : position + BLOCK_BYTES])):

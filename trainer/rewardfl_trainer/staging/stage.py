@@ -15,7 +15,7 @@ from rewardfl_api.uris import Scheme
 from rewardfl_trainer.progress import SERVICE_ACCOUNT_DIR, Reporter
 from rewardfl_trainer.s3 import Patience, make_client
 from rewardfl_trainer.staging.cache import Cache
-from rewardfl_trainer.staging.fetch import Fetcher, check_disk
+from rewardfl_trainer.staging.fetch import Fetcher
 from rewardfl_trainer.staging.leases import Lease, beating, hand_over
 from rewardfl_trainer.staging.meter import Meter
 from rewardfl_trainer.staging.order import needed_first
@@ -25,6 +25,7 @@ from rewardfl_trainer.staging.repeat import every
 from rewardfl_trainer.staging.room import Limit, reserve
 from rewardfl_trainer.staging.s3 import S3Remote
 from rewardfl_trainer.staging.sources import Request, folder_requests, model_list_request, model_requests, option_requests
+from rewardfl_trainer.staging.space import check_disk
 from rewardfl_trainer.staging.staged import read_model_list, write_staged
 from rewardfl_trainer.staging.views import publish
 

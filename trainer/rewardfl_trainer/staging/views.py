@@ -164,19 +164,18 @@ def _looks_like(file: os.stat_result, content: os.stat_result | None, *, copies:
 
 def _build(cache: Cache, aside: Path, files: Files) -> int:
     """Make the view in the folder `aside`; return the bytes that had to be copied."""
-    copied, made = 0, set[Path]()
+    copied, made = 0, set[tuple[str, ...]]()
     for place, sha256 in sorted(files.items()):
-        target = aside.joinpath(*place)
-        if target.parent not in made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.add(target.parent)
-        copied += _link(cache, cache.blob_path(sha256), target)
+        if place[:-1] not in made:
+            aside.joinpath(*place[:-1]).mkdir(parents=True, exist_ok=True)
+            made.add(place[:-1])
+        copied += _link(cache, cache.blob_name(sha256), "/".join((str(aside), *place)))
     if copied:
         logger.warning("%s: %d bytes were copied, since the volume makes no hard links for user %d", aside, copied, os.getuid())
     return copied
 
 
-def _link(cache: Cache, content: Path, target: Path) -> int:
+def _link(cache: Cache, content: str, target: str) -> int:
     """Give a content another name; return the bytes that had to be copied for it."""
     try:
         os.link(content, target, follow_symlinks=False)
@@ -189,11 +188,11 @@ def _link(cache: Cache, content: Path, target: Path) -> int:
         if error.errno not in _NO_HARD_LINK:
             raise
     try:
-        return _copy(content, target)
+        return _copy(Path(content), Path(target))
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        message = f"cache_dir={cache.root}: is full, and this volume needs a second copy of {content.stat().st_size} bytes"
+        message = f"cache_dir={cache.root}: is full, and this volume needs a second copy of {Path(content).stat().st_size} bytes"
         hint = "Use a volume with hard links, or a larger one; run all jobs of a cache as one user."
         raise RewardFLError(Reason.DISK_TOO_SMALL, message, hint, ExitCode.IO_ERROR) from error
 
