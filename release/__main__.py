@@ -7,6 +7,7 @@ commit, and the commit gets its tag. docs/releasing.md says how it is used, deci
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 from docker.build import IMAGES
 from tests.cluster.paths import REPOSITORY
@@ -60,12 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     building = [f"--{option}={value}" for option in ("base", "tool", "source") if (value := getattr(given, option))]
     wanted = Wanted(given.version, tuple(given.images) or IMAGES, given.registry.strip("/"), tuple(building))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         chart.helm()
         folder = release(Repository(REPOSITORY), wanted, datetime.now(UTC).date().isoformat())
     except (ReleaseError, ClusterError) as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("release: interrupted; nothing has changed", file=sys.stderr)
+        return 130
     say(f"{folder.relative_to(REPOSITORY)} is whole" + ("; a trial: nothing is committed or tagged" if wanted.is_trial else ""))
     return 0
 
@@ -129,6 +135,11 @@ def _beside(final: Path) -> Iterator[Path]:
         yield folder
         shutil.rmtree(final, ignore_errors=True)
         folder.rename(final)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Take SIGTERM for Ctrl-C: what is half done is removed."""
+    raise KeyboardInterrupt
 
 
 def _more(others: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ SMALL = "ARG BASE\nFROM ${BASE}\nRUN ln -s python3 /usr/bin/python\n"
 CHANGE = "- What this version brings,\n  in two lines.\n"
 TAKEN = f"VERSION={VERSION}: the tag v{VERSION} exists; a version is released once: take a higher one"
 REGISTRY_SECONDS = 20
+STARTED_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,16 @@ class Clone:
         return run(["git", "-C", str(self.folder), *arguments]).strip()
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        running = self.start(*arguments)
+        output, errors = running.communicate()
+        return subprocess.CompletedProcess(running.args, running.returncode, output, errors)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         paths = os.pathsep.join(str(self.folder / name) for name in ("crds", "operator", "trainer", "."))
         command = [sys.executable, "-m", *arguments]
         environment = os.environ | {"PYTHONPATH": paths}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **pipes)
 
     @property
     def dist(self) -> Path:
@@ -151,6 +158,18 @@ def published(released: Clone, registry: str) -> str:
     done = released.python("release.publish", VERSION, f"--registry={registry}/team", "--plain-http")
     assert done.returncode == 0, done.stderr
     return f"{registry}/team"
+
+
+def test_a_release_that_is_stopped_leaves_nothing_behind(repository: Clone) -> None:
+    dist = repository.folder / "dist"
+    running = repository.start("release", VERSION, "--base=local")
+    wait_until(lambda: dist.is_dir() and any(dist.iterdir()), "it has begun", timeout_seconds=STARTED_SECONDS)
+    running.terminate()
+    assert running.communicate()[1].endswith("release: interrupted; nothing has changed\n")
+    assert running.returncode == 130
+    assert list(dist.iterdir()) == []
+    assert repository.git("log", "--format=%s") == "all"
+    assert repository.git("worktree", "list").count("\n") == 0
 
 
 def test_a_trial_with_one_image_commits_and_tags_nothing_and_is_not_published(after_a_trial: Clone, registry: str) -> None:

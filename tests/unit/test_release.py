@@ -37,6 +37,8 @@ LOG = """# Changelog
 """
 DIGESTS = {"operator": f"sha256:{'a' * 64}", "trainer": f"sha256:{'b' * 64}"}
 TIME = 1_700_000_000
+WHEN_COMPRESSED = slice(4, 8)
+"""Of a gzip file (RFC 1952)."""
 
 
 @pytest.fixture
@@ -176,6 +178,7 @@ def test_the_same_files_give_the_same_archive_whenever_they_were_written(tmp_pat
     (folder / "Chart.yaml").chmod(0o600)
     assert chart.packed(folder, TIME) == first
     assert chart.packed(folder, TIME + 1) != first
+    assert first[WHEN_COMPRESSED] == bytes(4)
     with tarfile.open(fileobj=io.BytesIO(first)) as archive:
         assert archive.getnames() == ["rewardfl/Chart.yaml", "rewardfl/templates/a.yaml", "rewardfl/values.yaml"]
 
