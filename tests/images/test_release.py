@@ -22,11 +22,11 @@ from release import chart, images
 from tests.chart.chart import one, render_text
 from tests.cluster import LocalCluster
 from tests.cluster.build import HELM
-from tests.cluster.control_plane import free_ports
 from tests.cluster.machine import ensure_programs
-from tests.cluster.paths import REPOSITORY, program
+from tests.cluster.paths import REPOSITORY
 from tests.cluster.report import run, wait_until
 from tests.cluster.stack import OPERATOR_NAMESPACE, RELEASE
+from tests.images.registry import registry as a_registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -35,7 +35,6 @@ REGISTRY = "registry.example.com/team"
 SMALL = "ARG BASE\nFROM ${BASE}\nRUN ln -s python3 /usr/bin/python\n"
 CHANGE = "- What this version brings,\n  in two lines.\n"
 TAKEN = f"VERSION={VERSION}: the tag v{VERSION} exists; a version is released once: take a higher one"
-REGISTRY_SECONDS = 20
 STARTED_SECONDS = 30
 
 
@@ -124,32 +123,9 @@ def released(after_a_trial: Clone, tool: Tool) -> Iterator[Clone]:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry, empty."""
-    ensure_programs({"docker-registry": "docker-registry", "skopeo": "skopeo"})
-    folder = tmp_path_factory.mktemp("registry")
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    settings = {
-        "version": "0.1",
-        "storage": {"filesystem": {"rootdirectory": str(folder)}},
-        "http": {"addr": address},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-    }
-    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    running = subprocess.Popen([program("docker-registry"), "serve", str(folder / "settings.yaml")])
-    try:
-
-        def answers() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://{address}/v2/") as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                assert running.poll() is None
-                return False
-
-        wait_until(answers, "the registry answers", timeout_seconds=REGISTRY_SECONDS)
+    ensure_programs({"skopeo": "skopeo"})
+    with a_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
-    finally:
-        running.terminate()
-        running.wait()
 
 
 @pytest.fixture(scope="module")
