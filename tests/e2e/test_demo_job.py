@@ -70,8 +70,6 @@ def test_its_report_is_in_the_bucket_and_named_in_its_status(run: DemoRun) -> No
     page = run.read("report.html").decode()
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("<video ") == 2
-    told = [status for status in run.statuses if status["phase"] == "Training" and status.get("results", {}).get("report")]
-    assert told, "a running job has one from its first checkpoint on"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -109,7 +109,11 @@ def _write_samples(folder: Path, moment: str, rows: Sequence[int], draws: Sequen
 
 
 def _write_metrics(folder: Path, steps: int, gain: float, evaluations: set[int]) -> None:
-    content = [{"step": 0, "held_out_reward": 0.53, "held_out_no_face_fraction": 0.0}]
+    def held_out(step: int) -> dict[str, float]:
+        scores = json.loads((folder / "samples" / f"step-{step}.json").read_text(encoding="utf-8"))
+        return {"held_out_reward": sum(score["score"] for score in scores) / len(scores), "held_out_no_face_fraction": 0.0}
+
+    content: list[dict[str, float]] = [{"step": 0, **held_out(0)}]
     for step in range(1, steps + 1):
         part = step / steps
         wobble = 0.02 * (step % 5 - 2)
@@ -123,7 +127,7 @@ def _write_metrics(folder: Path, steps: int, gain: float, evaluations: set[int])
         line |= {"grad_norm": 0.8 + wobble, "seconds_per_step": 6.0 - part, "learning_rate": 1e-4, "peak_memory_gb": 61.5}
         line |= {"seconds_sample": 1.5, "seconds_backward": 3.0, "seconds_prepare": 0.1, "bad_steps": 0}
         if step in evaluations:
-            line |= {"held_out_reward": 0.53 + gain / 2 * part * 0.3, "held_out_no_face_fraction": 0.0}
+            line |= held_out(step)
         content.append(line)
     (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in content), encoding="utf-8")
 

@@ -12,6 +12,7 @@ import torch
 from rewardfl_api.errors import RewardFLError
 from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.process_age import leave_staging_time, process_seconds, take_staging_time
 from rewardfl_trainer.report import command, curves
 from rewardfl_trainer.report.clips import COMPARED_LADDER, LADDER, clip_of, fitted
 from rewardfl_trainer.report.data import RunData, load
@@ -19,7 +20,7 @@ from rewardfl_trainer.report.make import interesting, page_of_run
 from rewardfl_trainer.report.stored import Fetched, Folder
 from rewardfl_trainer.report.times import times_of
 from rewardfl_trainer.storage import Storage
-from rewardfl_trainer.timeline import Session, Timeline, earlier_sessions, process_seconds
+from rewardfl_trainer.timeline import Session, Timeline, earlier_sessions
 from rewardfl_trainer.video import write_video
 from tests.unit.report_runs import START, evaluated, moving_face, run_with, write_run
 
@@ -162,6 +163,26 @@ def test_the_time_of_earlier_starts_is_read_from_the_output_and_never_required(o
     assert earlier_sessions(storage, str(tmp_path)) == []
     (tmp_path / "run.json").write_text("[]", encoding="utf-8")
     assert earlier_sessions(storage, str(tmp_path)) == []
+
+
+def test_the_staging_of_a_start_is_its_beginning_and_is_counted_once(tmp_path: Path) -> None:
+    leave_staging_time(tmp_path)
+    staging = take_staging_time(tmp_path)
+    assert staging is not None
+    assert staging.seconds == pytest.approx(process_seconds(), abs=2)
+    assert take_staging_time(tmp_path) is None, "a trainer that starts again in the same pod has not staged again"
+    timeline = Timeline(seconds_ago=1.0)
+    timeline.staged(staging)
+    session = timeline.history(0).sessions[0]
+    assert session.started.timestamp() == pytest.approx(staging.began, abs=0.1)
+    assert session.seconds["staging"] == pytest.approx(staging.seconds, abs=0.01)
+    assert sum(session.seconds.values()) == pytest.approx((session.written - session.started).total_seconds(), abs=0.1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"began": 0}', '{"began": 9e99, "seconds": 1}', '{"began": "x", "seconds": 1}'])
+def test_a_staging_time_that_cannot_be_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "staging-time.json").write_text(text, encoding="utf-8")
+    assert take_staging_time(tmp_path) is None
 
 
 def test_a_process_knows_how_long_it_has_been_running() -> None:

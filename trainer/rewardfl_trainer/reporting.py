@@ -1,12 +1,10 @@
 """Keeps a run's report current while it trains: `report.html`, `run.json` and `config.yaml` in `output`.
 
-All of it is optional: it happens in a thread of low priority, and whatever goes wrong is logged and said in the page's place.
+All of it is optional: pages are made in a thread of their own, and whatever goes wrong is logged and said in the page's place.
 Only the main rank does it. What a page shows and how it is made is `report/`'s, which is imported when a page is made.
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +21,6 @@ from .redact import redact
 from .run import Run
 from .storage import join
 from .timeline import RUN_FILE, earlier_sessions
-
-NICENESS = 10
-"""Of the thread that makes the page: training comes first."""
 
 LAST_PAGE_SECONDS = 300.0
 """How long the end of a run waits for its page."""
@@ -96,7 +91,6 @@ class Reporting:
     def _page(self) -> bool:
         """Make the page, upload it and say where it is, in the background."""
         try:
-            _make_way()
             self.run.storage.upload_file(self._make(), self.uri)
             self.tell(Results(report=self.uri, metrics=join(self.config.output, METRICS_FILE)))
         except Exception as error:  # a report must never stop training
@@ -133,8 +127,3 @@ def unmade(name: str, why: str) -> str:
 def device_name(device: torch.device) -> str:
     """Return what people call a rank's device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _make_way() -> None:
-    """Lower the priority of this thread; Linux has one for each."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -5,7 +5,6 @@ earlier start, the run goes on with a new one.
 """
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from rewardfl_api.base import ApiModel
 
+from .process_age import StagingTime
 from .storage import Storage, join
 
 Phase = Literal["staging", "preparing", "training", "evaluating", "saving"]
@@ -29,10 +29,6 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 RUN_FILE = "run.json"
 SESSIONS_KEPT = 200
 """Of a run that is started again and again; the oldest are forgotten first."""
-
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-START_TICKS_FIELD = 19
-"""Of what follows the program's name in /proc/self/stat: when it was started, in ticks since the machine was."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +84,15 @@ class Timeline:
         self._phase: Phase = "preparing"
         self._began = time.monotonic() - seconds_ago
 
+    def staged(self, staging: StagingTime | None) -> None:
+        """Count the staging before this process as the session's beginning. What lies between is preparation."""
+        if staging is None:
+            return
+        since = time.time() - staging.began
+        self.session.started = datetime.now(UTC) - timedelta(seconds=since)
+        self.session.seconds["staging"] = staging.seconds
+        self._began = time.monotonic() - since + staging.seconds
+
     def go_on(self, earlier: list[Session], first_step: int, total_steps: int) -> None:
         """Take what was before this session, and how long the run is.
 
@@ -142,12 +147,3 @@ def earlier_sessions(storage: Storage, output: str) -> list[Session]:
     except Exception as error:  # what is only measured must never stop training
         logger.info("the time of earlier starts is not known: %s", error)
         return []
-
-
-def process_seconds() -> float:
-    """Return how long this process has been running; 0 where the system does not say."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[START_TICKS_FIELD])
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_PER_SECOND)
-    except (OSError, ValueError, IndexError, AttributeError):
-        return 0.0

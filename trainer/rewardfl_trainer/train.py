@@ -31,13 +31,14 @@ from .files import METRICS_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 from .finished import save_finished_results
 from .metrics import MetricsLog, mean_over_ranks, peak_memory_gb
 from .order import Batch
+from .process_age import process_seconds, take_staging_time
 from .progress import Reporter
 from .reporting import Reporting, device_name
 from .run import AlreadyDoneError, Run, assemble, eta_seconds
 from .staging import leases, localize
 from .stopping import StopRequest
 from .storage import join
-from .timeline import Timeline, process_seconds
+from .timeline import Timeline
 
 RATE_STEPS = 20
 """Steps over which seconds per step, and with it the ETA, is averaged."""
@@ -72,6 +73,7 @@ def train(config: TrainerConfig, process: Process, seconds_ago: float = 0.0) -> 
         RewardFLError: what a user can act upon; the exit code says whether a retry makes sense.
     """
     timeline = Timeline(process.world_size, device_name(process.device), seconds_ago)
+    timeline.staged(take_staging_time(Path(config.work_dir)) if process.is_main else None)
     with Reporter(config.progress if process.is_main else None) as reporter:
         reporter.update(phase="Preparing", message="Checking the dataset and loading the models.")
         try:

@@ -19,6 +19,11 @@ DIGITS = 6
 FAINT, BAND = 0.28, 0.16
 """Opacity of single values behind their running mean, and of a spread."""
 
+HEADROOM = 1.08
+"""Upper end of an axis that begins at 0, over the largest value."""
+
+NEVER_NEGATIVE = ("kl", "no_face_fraction", "grad_norm", "seconds_per_step", "peak_memory_gb", "learning_rate")
+
 Trace = dict[str, Any]
 
 
@@ -151,18 +156,21 @@ def _spread(found: Spread, name: str, colour: str) -> list[Trace]:
 
 
 def _chart(name: str, title: str, about: str, traces: list[Trace], limit: Any = None) -> Chart | None:
-    """Return a chart of traces that Plotly has checked; None without any."""
+    """Return a chart of traces that Plotly has checked, from 0 on where nothing can be below; None without any."""
     if not traces:
         return None
+    limit = limit if isinstance(limit, int | float) and limit > 0 else 0.0
+    top = max([limit, *(value for trace in traces for value in trace["y"])])
+    range_ = {"range": [0, top * HEADROOM]} if name in NEVER_NEGATIVE and top > 0 else {}
     shown = sum(1 for trace in traces if trace.get("showlegend", True))
     layout: dict[str, Any] = {
         "template": None, "showlegend": shown > 1, "hovermode": "x unified",
         "margin": {"l": 52, "r": 12, "t": 8, "b": 36},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": "step", "standoff": 4}}, "yaxis": {"automargin": True},
+        "xaxis": {"title": {"text": "step", "standoff": 4}}, "yaxis": {"automargin": True, **range_},
     }  # fmt: skip
     figure = graph_objects.Figure(data=traces, layout=layout)
-    if isinstance(limit, int | float) and limit > 0:
+    if limit:
         figure.add_hline(y=limit, line={"dash": "dash", "width": 1, "color": "#888888"})
     drawn: dict[str, Any] = figure.to_plotly_json()
     drawn["layout"].pop("template", None)

@@ -32,6 +32,8 @@ class Clip:
     height: int
     frames: int
     frames_per_second: float
+    is_smaller: bool = False
+    """Whether it was scaled down."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def fitted(rows: Sequence[Sequence[Path | None]], max_bytes: int, ladder: Sequen
     for rung in ladder:
         shown = [[None if path is None else clip_of(path, rung) for path in row] for row in rows[: rung.rows]]
         if sum(len(clip.data) for row in shown for clip in row if clip is not None) <= max_bytes:
-            return Wall(shown, _note(len(rows), len(shown), rung))
+            return Wall(shown, _note(len(rows), shown, rung))
     return Wall([], "The videos are left out: they do not fit into a page of this size." if rows else "")
 
 
@@ -102,10 +104,9 @@ def _clip(path: Path, _changed: int, _size: int, longer_side: int | None, qualit
         width, height, rate = stream.width, stream.height, stream.average_rate or Fraction(1)
         frames = stream.frames or sum(1 for _ in container.decode(stream))
     if longer_side is None or longer_side >= max(width, height):
-        data = path.read_bytes()
-    else:
-        data = _smaller(path, longer_side / max(width, height), quality)
-    return Clip(data, width, height, frames, float(rate))
+        return Clip(path.read_bytes(), width, height, frames, float(rate))
+    data = _smaller(path, longer_side / max(width, height), quality)
+    return Clip(data, width, height, frames, float(rate), is_smaller=True)
 
 
 def _smaller(path: Path, scale: float, quality: int) -> bytes:
@@ -129,10 +130,10 @@ def _even(size: float) -> int:
     return max(EVEN, round(size / EVEN) * EVEN)
 
 
-def _note(there: int, shown: int, rung: Rung) -> str:
+def _note(there: int, shown: Sequence[Sequence[Clip | None]], rung: Rung) -> str:
     """Say what was done to the videos."""
-    parts = [f"{shown} of {there} rows are shown, those whose score changed most"] if shown < there else []
-    if rung.longer_side is not None:
+    parts = [f"{len(shown)} of {there} rows are shown, those whose score changed most"] if len(shown) < there else []
+    if any(clip is not None and clip.is_smaller for row in shown for clip in row):
         parts.append(f"videos larger than {rung.longer_side} pixels are scaled down to that and encoded again")
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}, to keep this page under 20 MB." if text else ""

@@ -232,7 +232,9 @@ def unreadable(run: RunData) -> Iterator[Finding]:
 def _lost(times: Times) -> Iterator[Finding]:
     """Much time was lost to restarts."""
     if times.total > 0 and times.lost / times.total > LOST_SHARE:
-        text = f"{times.lost / times.total:.0%} of the time is lost to {times.restarts} restarts: steps made twice, and waiting."
+        text = (
+            f"{times.lost / times.total:.0%} of the time is lost to restarts ({times.restarts}): steps made twice, and waiting."
+        )
         yield Finding(
             "warning", "Restarts are expensive", text, "Lower save_steps, and see the job's restartHistory for the cause."
         )

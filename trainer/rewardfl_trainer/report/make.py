@@ -1,5 +1,6 @@
 """Makes the pages: of a run, and of several beside each other. What they show is decided here, how it looks by the template."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from . import clips, curves
 from .charts import COLOURS, charts, colours, compared, names
 from .data import Pair, RunData, Sample, load
 from .findings import findings
-from .page import Card, Cell, render, room_for_clips
+from .page import Card, Cell, render, restarts, room_for_clips
 from .stored import Fetched, Stored
 from .times import Times, times_of
 
@@ -71,7 +72,7 @@ def page_of_several(sources: Sequence[Source]) -> str:
     rows = _common_rows(sources)
     files = [[_file(stored, sample) for stored, sample in row.samples] for row in rows]
     wall = clips.fitted(files, room_for_clips(drawn), clips.COMPARED_LADDER)
-    labels = [f"before ({names(runs)[0]})", *names(runs)]
+    labels = ["before", *names(runs)]
     shades = [BEFORE_COLOUR, *colours(len(runs))]
     cards = [
         Card(row.title, row.prompt, [
@@ -164,7 +165,7 @@ def _tiles(run: RunData, times: Times) -> Iterator[dict[str, Any]]:
         yield {
             "label": "Wall time",
             "duration": times.total,
-            "about": f"{times.restarts} restarts" if times.restarts else times.device,
+            "about": restarts(times.restarts) if times.restarts else times.device,
         }
     if times.goodput is not None:
         yield {"label": "Goodput", "percent": times.goodput, "about": "of the time was training"}
@@ -213,6 +214,10 @@ def _text(value: Any) -> str:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return redact(", ".join(value))
+    if isinstance(value, list | dict):
+        return redact(json.dumps(value, ensure_ascii=False))
     return redact(f"{value:g}" if isinstance(value, float) else str(value))
 
 

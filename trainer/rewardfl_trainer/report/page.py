@@ -87,7 +87,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"signed": _signed, "number": _number, "percent": _percent, "duration": duration}
+    made.filters |= {"signed": _signed, "number": _number, "percent": _percent, "duration": duration, "restarts": restarts}
     return made
 
 
@@ -110,6 +110,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def restarts(count: int) -> str:
+    """Write a number of restarts."""
+    return f"{count} restart" if count == 1 else f"{count} restarts"
 
 
 def _cell(cell: Cell, places: Mapping[int, int]) -> dict[str, Any]:
