@@ -18,6 +18,7 @@ class ApiModel(BaseModel):
         populate_by_name=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        defer_build=True,  # most programs use a few of the models; building all would be a tenth of their start
         validate_default=True,
         allow_inf_nan=False,
     )

@@ -36,10 +36,9 @@ class TimedSha256:
 
 
 def ours(config_file: str) -> None:
-    """Stage as the init container does."""
-    from rewardfl_trainer import configuration
+    """Run the init container's program."""
+    from rewardfl_trainer.staging import __main__ as program
     from rewardfl_trainer.staging import sums
-    from rewardfl_trainer.staging.stage import stage
 
     plain = sums.new_state
 
@@ -47,7 +46,8 @@ def ours(config_file: str) -> None:
         return TimedSha256() if kind == sums.SHA256 else plain(kind, size)
 
     sums.new_state = timed
-    stage(configuration.load(config_file))
+    sys.argv = ["staging", "--config", config_file]
+    program.main(program.TailHandler())
     sys.stdout.write(f"{TimedSha256.seconds}\n")
 
 

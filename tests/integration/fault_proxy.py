@@ -4,10 +4,14 @@ Requests go through unchanged, Host header included, so signatures stay valid. R
 """
 
 import contextlib
+import fcntl
 import http.client
 import socket
 import ssl
+import struct
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +35,8 @@ class Exchange:
     answer_headers: list[tuple[str, str]] = field(default_factory=list)
     cut_after: int | None = None
     """Send only so many bytes of the body, though its length says more, and close the connection."""
+    resets: bool = False
+    """Close it as a load balancer that forgot it, or a server that was killed: with a reset in place of an end."""
     drops: bool = False
     """Close the connection without an answer."""
 
@@ -118,7 +124,15 @@ def fault_proxy(upstream: str, tls: ssl.SSLContext | None = None) -> Iterator[Fa
             self.wfile.write(exchange.body[: exchange.cut_after])
             self.wfile.flush()
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            if not exchange.resets:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            end = time.monotonic() + 5
+            while _unacknowledged(self.connection) and time.monotonic() < end:  # a reset throws away what is still on its way
+                time.sleep(0.005)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.connection.close()
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
@@ -138,3 +152,8 @@ def fault_proxy(upstream: str, tls: ssl.SSLContext | None = None) -> Iterator[Fa
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _unacknowledged(connection: socket.socket) -> int:
+    """Bytes that were sent and that the other side has not acknowledged yet."""
+    return int(struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0])

@@ -65,11 +65,12 @@ def in_chunks(body: bytes) -> bytes:
         ([b"HTTP/1.0 200 OK\r\n" + LENGTH + b"\r\n" + BODY], False),
         ([b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + LENGTH + b"\r\n" + BODY], True),
         ([b"HTTP/1.1 200 OK\r\nX: 1\r\nX: 2\r\n" + LENGTH + b"\r\n" + BODY], True),
+        ([b"HTTP/1.1 200 OK\r\n" + LENGTH + LENGTH + b"\r\n" + BODY], True),
         ([b"HTTP/1.1 200 OK\r\nX: 1\r\n 2\r\n" + LENGTH + b"\r\n" + BODY], True),
     ],
     ids=[
         "in pieces", "at once", "the end of the head in two", "a long head", "closing", "chunked", "until the end", "HTTP 1.0",
-        "after a 100", "a header twice", "a folded header",
+        "after a 100", "a header twice", "its length twice", "a folded header",
     ],
 )  # fmt: skip
 def test_an_answer_is_read_whatever_its_form(pieces: Sequence[bytes], kept: bool) -> None:

@@ -39,6 +39,15 @@ def test_a_wrong_checksum_is_told_from_a_right_one(kind: DigestKind, value: str)
     assert sums_of(Digest(kind, value.replace(value[0], "f" if value[0] != "f" else "0"))).wrong() == [kind]
 
 
+@pytest.mark.parametrize(("kind", "check"), [("crc32", "cbf43926"), ("crc32c", "e3069283"), ("crc64nvme", "ae8b14860a799888")])
+def test_a_crc_is_that_of_the_catalogue_of_crcs(kind: DigestKind, check: str) -> None:
+    """The check values of https://reveng.sourceforge.io/crc-catalogue/ are those of the nine digits."""
+    sums = Sums(9, [Digest(kind, check)])
+    for piece in (b"1", b"2345678", b"", b"9"):
+        sums.update(memoryview(piece))
+    assert sums.wrong() == []
+
+
 def test_the_sha256_is_there_whatever_was_announced() -> None:
     assert sums_of().sha256 == sums_of(Digest("md5", MD5)).sha256 == hashlib.sha256(CONTENT).hexdigest()
 
@@ -62,7 +71,12 @@ def base64(value: bytes) -> str:
             {"x-amz-checksum-crc32": base64(b"abcd"), "x-amz-checksum-sha256": base64(b"s" * 32)},
             [Digest("sha256", (b"s" * 32).hex())],
         ),
-        ({"x-amz-checksum-crc64nvme": base64(b"12345678"), "etag": f'"{MD5}"'}, [Digest("md5", MD5)]),
+        (
+            {"x-amz-checksum-crc64nvme": base64(b"12345678"), "x-amz-checksum-type": "FULL_OBJECT", "etag": f'"{MD5}-3"'},
+            [Digest("crc64nvme", b"12345678".hex())],
+        ),
+        ({"x-amz-checksum-crc32c": base64(b"1234"), "etag": f'"{MD5}"'}, [Digest("crc32c", b"1234".hex())]),
+        ({"x-amz-checksum-of-the-future": base64(b"1234"), "etag": f'"{MD5}"'}, [Digest("md5", MD5)]),
         ({"x-amz-checksum-sha256": "not base64!", "etag": f'"{MD5}"'}, [Digest("md5", MD5)]),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
@@ -44,8 +45,19 @@ class Patience:
         )
 
 
-def make_client(storage: Storage, parameter: str = "storage", patience: Patience | None = None) -> "S3Client":
+def make_client(
+    storage: Storage,
+    parameter: str = "storage",
+    patience: Patience | None = None,
+    session: botocore.session.Session | None = None,
+) -> "S3Client":
     """Return a client of the service that `storage` names; safe to share between threads. Sends nothing yet.
+
+    Args:
+        storage: the service.
+        parameter: what the user has to change when it cannot be used.
+        patience: how long a request is tried. None: as the environment says.
+        session: whose credentials it uses. None: one of its own.
 
     Raises:
         RewardFLError: the endpoint is on a link-local address, or the credentials' configuration is broken (exit code 78).
@@ -65,8 +77,9 @@ def make_client(storage: Storage, parameter: str = "storage", patience: Patience
     )
     with storage_errors(parameter, storage.endpoint or storage.region, storage.endpoint or "AWS"):
         try:
-            session = boto3.session.Session()
-            client = session.client("s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config)
+            client = boto3.session.Session(botocore_session=session).client(
+                "s3", endpoint_url=storage.endpoint, region_name=storage.region, config=config
+            )
         except ValueError as error:
             raise _bad(f"storage.endpoint={storage.endpoint}: {error}") from error
     refuse_link_local(client.meta.endpoint_url, "storage.endpoint")

@@ -158,9 +158,10 @@ def _plain(begun: memoryview, end: int, connection: socket.socket) -> Answer | N
     for line in lines:
         name, colon, value = line.partition(":")
         name = name.lower()
-        if not colon or name[:1] in (" ", "\t") or name in headers:
+        if not colon or name[:1] in (" ", "\t"):
             return None
-        headers[name] = value.strip(" \t")
+        value = value.strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     length = headers.get("content-length", "")
     if "transfer-encoding" in headers or not length.isdecimal():
         return None

@@ -65,15 +65,18 @@ class Objects:
     Args:
         client: says where buckets are.
         patience: how long a server may take to answer.
+        session: whose credentials are used. None: one of its own.
     """
 
-    def __init__(self, client: "S3Client", patience: Patience | None = None) -> None:
+    def __init__(
+        self, client: "S3Client", patience: Patience | None = None, session: botocore.session.Session | None = None
+    ) -> None:
         self._client = client
         self._patience = patience or Patience.from_environment()
         self._lock = threading.Lock()
         self._buckets: dict[str, _Bucket] = {}
         self._idle: dict[_Bucket, list[Connection]] = {}
-        self._session = botocore.session.get_session()
+        self._session = session or botocore.session.get_session()
         self._credentials = self._session.get_credentials()
         self._tls: ssl.SSLContext | None = None
 

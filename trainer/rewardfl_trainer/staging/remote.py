@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from rewardfl_api.errors import RewardFLError
 from rewardfl_trainer.staging.sources import Request
 
-DigestKind = Literal["md5", "sha256", "sha1", "crc32", "git-sha1"]
+DigestKind = Literal["md5", "sha256", "sha1", "crc32", "crc32c", "crc64nvme", "git-sha1"]
 
 BLOCK_BYTES = 2**20
 """Size of the pieces in which content is read."""

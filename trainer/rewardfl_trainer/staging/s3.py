@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import botocore.exceptions
+import botocore.session
 
 from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_trainer.s3 import endpoint_of
@@ -33,19 +34,24 @@ ENDPOINT_HASH_CHARACTERS = 12
 _MD5_ETAG = re.compile(r'^"?([0-9a-f]{32})"?$')
 """The ETag of an object that was uploaded in one part is its MD5, unless the server encrypts it."""
 
-_CHECKSUMS: tuple[DigestKind, ...] = ("sha256", "crc32", "sha1")
-"""The checksums that S3 may keep and the standard library computes, the preferred one first."""
+_CHECKSUMS: tuple[DigestKind, ...] = ("sha256", "crc64nvme", "crc32c", "crc32", "sha1")
+"""The checksums that S3 may keep, the preferred one first."""
 
 _SSE = "x-amz-server-side-encryption"
 
 
 class S3Remote:
-    """The objects of one S3 service."""
+    """The objects of one S3 service.
 
-    def __init__(self, client: "S3Client") -> None:
+    Args:
+        client: asks for lists.
+        session: the client's, whose credentials the data path uses as well.
+    """
+
+    def __init__(self, client: "S3Client", session: botocore.session.Session) -> None:
         self._client = client
         self._endpoint = endpoint_of(client)
-        self._objects = Objects(client)
+        self._objects = Objects(client, session=session)
         self._manifests = Manifests(client)
         self._answered: dict[tuple[str, str], dict[str, str]] = {}
 

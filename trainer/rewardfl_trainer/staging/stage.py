@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import botocore.session
+
 from rewardfl_api.quantities import bytes_of
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.uris import Scheme
@@ -113,7 +115,8 @@ class Remotes:
             from rewardfl_trainer.staging.modelscope import ModelScopeRemote  # noqa: PLC0415
 
             return ModelScopeRemote()
-        return S3Remote(make_client(self._storage, request.parameter))
+        session = botocore.session.get_session()
+        return S3Remote(make_client(self._storage, request.parameter, session=session), session)
 
 
 @contextmanager

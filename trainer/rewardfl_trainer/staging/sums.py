@@ -1,8 +1,9 @@
 """The checksums of a content, computed while it arrives, and what they are compared with. Reads no file."""
 
 import hashlib
+import importlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from rewardfl_trainer.staging.remote import Digest, DigestKind
@@ -46,20 +47,25 @@ class Sums:
 
 def new_state(kind: DigestKind, size: int) -> _State:
     """Return the state of a checksum of content of this size."""
-    if kind == "crc32":
-        return _Crc32()
+    if kind in ("crc32", "crc32c", "crc64nvme"):
+        return _Crc(kind)
     state = hashlib.new({"git-sha1": "sha1"}.get(kind, kind), usedforsecurity=False)
     if kind == "git-sha1":
         state.update(f"blob {size}\0".encode())
     return state
 
 
-class _Crc32:
-    def __init__(self) -> None:
-        self._value = 0
+class _Crc:
+    """A cyclic redundancy check, of which its function goes on from the value before."""
+
+    def __init__(self, kind: DigestKind) -> None:
+        self._value, self._digits = 0, 16 if kind == "crc64nvme" else 8
+        # AWS's library is loaded where an object has one of the checksums that the standard library lacks
+        module = zlib if kind == "crc32" else importlib.import_module("awscrt.checksums")
+        self._next: Callable[[memoryview, int], int] = getattr(module, kind)
 
     def update(self, data: memoryview, /) -> None:
-        self._value = zlib.crc32(data, self._value)
+        self._value = self._next(data, self._value)
 
     def hexdigest(self) -> str:
-        return f"{self._value:08x}"
+        return f"{self._value:0{self._digits}x}"
