@@ -138,7 +138,8 @@ def stored(bucket: Bucket, key: str = LORA) -> bytes:
 def test_a_part_that_fails_once_is_sent_again_and_the_object_is_whole(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Exchange], None]
 ) -> None:
-    monkeypatch.setenv(TIMEOUT_VARIABLE, "1")
+    if fault is stall:
+        monkeypatch.setenv(TIMEOUT_VARIABLE, "1")
     local = large_file(tmp_path)
 
     def second_part_once(exchange: Exchange) -> None:
@@ -150,7 +151,8 @@ def test_a_part_that_fails_once_is_sent_again_and_the_object_is_whole(
         config = configuration(tmp_path, bucket, proxy.endpoint)
         Storage.from_config(config).upload_file(local, f"{config.output}lora.safetensors")
 
-    assert sum(is_part(exchange, 2) for exchange in proxy.seen) == 2
+    sent = sum(is_part(exchange, 2) for exchange in proxy.seen)
+    assert sent == 2 or (fault is stall and sent > 2), "on a machine that is busy a second may pass once more"
     assert stored(bucket) == local.read_bytes()
 
 
