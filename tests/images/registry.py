@@ -30,7 +30,7 @@ def registry(folder: Path) -> Iterator[str]:
         "version": "0.1",
         "storage": {"filesystem": {"rootdirectory": str(folder)}},
         "http": {"addr": address},
-        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "log": {"level": "fatal", "accesslog": {"disabled": True}},
     }
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     running = subprocess.Popen([str(_program()), "serve", str(folder / "settings.yaml")])
