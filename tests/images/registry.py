@@ -30,21 +30,23 @@ def registry(folder: Path) -> Iterator[str]:
         "version": "0.1",
         "storage": {"filesystem": {"rootdirectory": str(folder)}},
         "http": {"addr": address},
-        "log": {"level": "fatal", "accesslog": {"disabled": True}},
+        "log": {"level": "error", "accesslog": {"disabled": True}},
     }
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    running = subprocess.Popen([str(_program()), "serve", str(folder / "settings.yaml")])
+    log = folder / "log"
+    with log.open("w") as output:
+        running = subprocess.Popen([str(_program()), "serve", str(folder / "settings.yaml")], stdout=output, stderr=output)
     try:
-        wait_until(lambda: _answers(address, running), "the registry answers", timeout_seconds=_READY_SECONDS)
+        wait_until(lambda: _answers(address, running, log), "the registry answers", timeout_seconds=_READY_SECONDS)
         yield address
     finally:
         running.terminate()
         running.wait()
 
 
-def _answers(address: str, running: subprocess.Popen[bytes]) -> bool:
+def _answers(address: str, running: subprocess.Popen[bytes], log: Path) -> bool:
     if running.poll() is not None:
-        raise ClusterError(f"the registry has ended with {running.returncode}: see above")
+        raise ClusterError(f"the registry has ended with {running.returncode}: {log.read_text()[-500:]}")
     try:
         with urllib.request.urlopen(f"http://{address}/v2/") as answer:
             return bool(answer.status == 200)
