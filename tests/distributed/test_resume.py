@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from safetensors.torch import load_file
 from rewardfl_api.deepspeed import DeepSpeedPreset, preset_config
 from rewardfl_api.errors import ExitCode
 from rewardfl_api.trainer_config import TrainerConfig
+from rewardfl_trainer.report.data import load
+from rewardfl_trainer.report.stored import Folder
+from rewardfl_trainer.report.times import times_of
 from tests.distributed import forked_ranks, warm
 from tests.distributed.conftest import MakeConfig
 
@@ -187,6 +191,28 @@ def test_sigterm_to_one_rank_while_training_and_while_saving_ends_all_with_143_a
     assert runs.codes("stopped") == [[ExitCode.TERMINATED] * 2] * 2 + [[0, 0]]
     straight, stopped = (content(runs.config(name), WHOLE) for name in ("zero2-straight", "stopped"))
     assert_same(straight, stopped)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("killed", STEPS), ("stopped", WHOLE)])
+def test_every_start_of_an_interrupted_run_is_in_its_times_and_its_report_is_that_of_the_whole(
+    runs: Runs, name: str, steps: int
+) -> None:
+    output = Path(runs.config(name).output)
+    run = load(Folder(output))
+    assert 1 < len(run.sessions) <= len(runs.codes(name))
+    assert (run.sessions[-1].step, run.sessions[-1].ended, run.finished) == (steps, True, True)
+    for earlier, later in pairwise(run.sessions):
+        assert later.started >= earlier.started
+        assert later.first_step <= earlier.step or not earlier.ended
+    if name == "stopped":
+        assert [session.ended for session in run.sessions] == [True] * 3
+        assert [session.first_step for session in run.sessions[1:]] == [session.step for session in run.sessions[:-1]]
+    times = times_of(run)
+    assert times.restarts == len(run.sessions) - 1
+    assert 0 < times.total <= sum(result["seconds"] for result in runs.results[name]) * 1.5 + 60
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "finished" in page
+    assert f"step {steps} of {steps}" in page
 
 
 def test_a_checkpoint_of_another_lora_rank_is_refused_with_both_values(runs: Runs) -> None:

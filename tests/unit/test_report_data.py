@@ -148,13 +148,13 @@ def test_the_timeline_counts_every_second_once_and_goes_on_after_a_restart() -> 
     assert sum(session.seconds.values()) == pytest.approx((session.written - session.started).total_seconds(), abs=0.1)
 
 
-def test_a_run_from_the_beginning_is_not_charged_for_another_one_that_got_further() -> None:
+def test_a_run_from_the_beginning_is_not_charged_for_another_one_that_had_ended() -> None:
     timeline = Timeline()
-    timeline.go_on([Session(started=START, written=START, step=3)], first_step=0, total_steps=9)
+    timeline.go_on([Session(started=START, written=START, step=3, ended=True)], first_step=0, total_steps=9)
     assert timeline.earlier == []
-    killed_early = [Session(started=START, written=START, step=0)]
-    timeline.go_on(killed_early, first_step=0, total_steps=9)
-    assert timeline.earlier == killed_early
+    killed = [Session(started=START, written=START, step=3)]
+    timeline.go_on(killed, first_step=0, total_steps=9)
+    assert timeline.earlier == killed, "its first checkpoint did not arrive"
 
 
 def test_the_time_of_earlier_starts_is_read_from_the_output_and_never_required(output: Path, tmp_path: Path) -> None:

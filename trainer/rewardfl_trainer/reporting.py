@@ -58,13 +58,16 @@ class Reporting:
         self.run.saver.uploads.submit_file(path, CONFIG_KEY)
         self._store_times(start)
 
-    def checkpoint(self, step: int, *, stopping: bool) -> None:
-        """Store where the time went up to a checkpoint, and make the page of it; of a run that stops, only the former."""
-        if not self._enabled:
-            return
-        self._store_times(step, ended=stopping)
-        if not stopping:
+    def checkpoint(self, step: int) -> None:
+        """Store where the time went up to a checkpoint, and make the page of it."""
+        if self._enabled:
+            self._store_times(step)
             self._pages.put("page", self._page)
+
+    def stopped(self, step: int) -> None:
+        """Store where the time went of a run that was asked to stop, and has saved. There is no time for a page."""
+        if self._enabled:
+            self._store_times(step, ended=True)
 
     def finish(self, step: int) -> str | None:
         """Make and upload the last page, when all other results are there; return where it is, None where it is not."""

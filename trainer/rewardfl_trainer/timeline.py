@@ -96,9 +96,9 @@ class Timeline:
     def go_on(self, earlier: list[Session], first_step: int, total_steps: int) -> None:
         """Take what was before this session, and how long the run is.
 
-        Where a run begins at step 0 although an earlier one got further, that was another one, whose checkpoints are gone.
+        Where a run begins at step 0 although an earlier one came to its own end, that was another one: its checkpoints are gone.
         """
-        another = first_step == 0 and any(session.step > 0 for session in earlier)
+        another = first_step == 0 and any(session.ended for session in earlier)
         self.earlier = [] if another else earlier[-SESSIONS_KEPT:]
         self.total_steps = total_steps
         self.session.first_step = self.session.step = first_step

@@ -143,17 +143,19 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Report
                 log.flush()
                 with run.timeline.part("saving"):
                     run.saver.save(batch.end, bad_steps, run.evaluation.latest)
-                if reporting is not None:
-                    reporting.checkpoint(step, stopping=stopping)
+                if reporting is not None and not stopping:
+                    reporting.checkpoint(step)
                 clock.started = time.monotonic()
             if stopping:
-                _leave(run, stop, reporter)
+                _leave(run, stop, reporter, reporting, step)
         if stop.agreed():  # asked to while the last checkpoint was saved
-            _leave(run, stop, reporter)
+            _leave(run, stop, reporter, reporting, total)
 
 
-def _leave(run: Run, stop: StopRequest, reporter: Reporter) -> NoReturn:
+def _leave(run: Run, stop: StopRequest, reporter: Reporter, reporting: Reporting | None, step: int) -> NoReturn:
     """Wait for the upload, as long as there is time, report it, and end. No rank leaves before the main one has done."""
+    if reporting is not None:
+        reporting.stopped(step)
     run.saver.uploads.finish(stop.seconds_left())
     reporter.update(checkpoint=run.saver.uploads.uploaded)
     distributed.barrier()

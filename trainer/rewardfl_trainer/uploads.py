@@ -18,7 +18,7 @@ from rewardfl_api.progress import Checkpoint
 
 from .background import Background
 from .failures import Terminated
-from .files import METRICS_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
+from .files import METRICS_FILE, REPORT_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 from .manifest import MANIFEST_FILE, Manifest
 from .stopping import upload_seconds
 from .storage import Storage, join
@@ -218,7 +218,7 @@ def is_own(name: str) -> bool:
     """Whether a name below an output folder is one that a run gives to a large file; other jobs' outputs may lie below it."""
     folder, _, rest = name.partition("/")
     if not rest:
-        return name.endswith(WEIGHTS_SUFFIX) or name == METRICS_FILE
+        return name.endswith(WEIGHTS_SUFFIX) or name in (METRICS_FILE, REPORT_FILE)
     if folder == CHECKPOINTS_FOLDER:
         return step_of(rest.partition("/")[0]) is not None
     return folder in (SAMPLES_FOLDER, TENSORBOARD_FOLDER)
