@@ -70,6 +70,8 @@ def test_its_report_is_in_the_bucket_and_named_in_its_status(run: DemoRun) -> No
     page = run.read("report.html").decode()
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("<video ") == 2
+    [session] = json.loads(run.read("run.json"))["sessions"]
+    assert all(session["seconds"][phase] > 0 for phase in ("staging", "preparing", "training", "evaluating", "saving"))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

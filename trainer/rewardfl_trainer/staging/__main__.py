@@ -10,11 +10,13 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 from rewardfl_api.trainer_config import CONFIG_PATH
 from rewardfl_trainer import configuration
 from rewardfl_trainer.failures import run_main
 from rewardfl_trainer.log_tail import TailHandler
+from rewardfl_trainer.process_age import leave_staging_time
 from rewardfl_trainer.staging.stage import stage
 
 MAY_NOT = 0o002
@@ -32,7 +34,9 @@ def main(log: TailHandler) -> None:
     os.umask(MAY_NOT)
     gc.freeze()
     gc.enable()
-    stage(configuration.load(arguments.config))
+    config = configuration.load(arguments.config)
+    stage(config)
+    leave_staging_time(Path(config.work_dir))
 
 
 if __name__ == "__main__":
