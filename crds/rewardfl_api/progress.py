@@ -99,7 +99,7 @@ class Results(ApiModel):
     lora: Annotated[str, Field(max_length=4096)] | None = None
     """The trained weights (safetensors)."""
     report: Annotated[str, Field(max_length=4096)] | None = None
-    """The report."""
+    """The report, one HTML page, from the first checkpoint on."""
     metrics: Annotated[str, Field(max_length=4096)] | None = None
     """One JSON line per logged step."""
     samples: Annotated[str, Field(max_length=4096)] | None = None

@@ -1,5 +1,7 @@
 """The command line on the demo's job, which ran on a real node: its logs, rank by rank, and how it ended."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -52,3 +54,15 @@ def test_watching_and_describing_it_tell_how_it_ended(run: DemoRun) -> None:
     described = rewardfl("describe", run.name).stdout
     for part in (run.last["checkpoint"]["uri"], run.last["progress"], "Completed", "events:"):
         assert part in described
+
+
+def test_its_report_is_made_again_by_its_name(run: DemoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", run.stack.storage.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", run.stack.storage.secret_key)
+    page = tmp_path / "page.html"
+    answer = rewardfl("report", run.name, "--output", str(page))
+    assert (answer.exit_code, answer.stderr) == (0, "")
+    text = page.read_text(encoding="utf-8")
+    assert f"<h1>{run.name}</h1>" in text
+    assert "finished" in text
+    assert text.count("<video ") == 2

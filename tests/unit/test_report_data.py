@@ -231,6 +231,15 @@ def test_videos_that_do_not_fit_are_sampled_first_and_then_made_smaller(tmp_path
     assert (nothing.rows, "left out" in nothing.note) == ([], True)
 
 
+def test_of_many_rows_only_the_videos_that_can_be_shown_are_fetched(tmp_path: Path) -> None:
+    output = write_run(tmp_path / "output", rows=14)
+    page = tmp_path / "page.html"
+    config = TrainerConfig.load(output / "config.yaml")
+    page.write_text(page_of_run(Storage(StorageSpec()), config, tmp_path / "here"), encoding="utf-8")
+    assert "8 of 14 rows are shown" in page.read_text(encoding="utf-8")
+    assert len(list((tmp_path / "here").rglob("*.mp4"))) == 16
+
+
 def test_a_video_that_is_none_is_a_gap_and_no_error(tmp_path: Path) -> None:
     path = tmp_path / "row-0.mp4"
     path.write_bytes(b"no video")

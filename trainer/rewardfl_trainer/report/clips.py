@@ -58,6 +58,9 @@ LADDER = (
 )
 """Tried one after the other until the videos fit."""
 
+MOST_ROWS = max(rung.rows for rung in LADDER)
+"""More need not be fetched."""
+
 COMPARED_LADDER = tuple(Rung(rung.rows, rung.longer_side or 480, rung.quality) for rung in LADDER[2:])
 """The same for a page of several runs, which has more videos a row."""
 
@@ -72,18 +75,21 @@ class Wall:
     """What was left out or made smaller, for people."""
 
 
-def fitted(rows: Sequence[Sequence[Path | None]], max_bytes: int, ladder: Sequence[Rung] = LADDER) -> Wall:
+def fitted(
+    rows: Sequence[Sequence[Path | None]], max_bytes: int, ladder: Sequence[Rung] = LADDER, there: int | None = None
+) -> Wall:
     """Return the first rows' videos, at most `max_bytes` of them.
 
     Args:
         rows: files of each row's videos, the most interesting rows first.
         max_bytes: for all together.
         ladder: what is tried, the best first.
+        there: how many rows have videos in all. None: those that are given.
     """
     for rung in ladder:
         shown = [[None if path is None else clip_of(path, rung) for path in row] for row in rows[: rung.rows]]
         if sum(len(clip.data) for row in shown for clip in row if clip is not None) <= max_bytes:
-            return Wall(shown, _note(len(rows), shown, rung))
+            return Wall(shown, _note(there or len(rows), shown, rung))
     return Wall([], "The videos are left out: they do not fit into a page of this size." if rows else "")
 
 

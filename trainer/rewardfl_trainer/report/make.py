@@ -54,8 +54,8 @@ def page(source: Source) -> str:
     run, times = source.run, times_of(source.run)
     drawn, pairs = charts(run), run.pairs()
     shown = interesting(pairs)
-    files = [[_file(source.stored, sample) for sample in _shown(pair)] for pair in shown]
-    wall = clips.fitted(files, room_for_clips(drawn))
+    files = [[_file(source.stored, sample) for sample in _shown(pair)] for pair in shown[: clips.MOST_ROWS]]
+    wall = clips.fitted(files, room_for_clips(drawn), there=len(shown))
     cards = [_card(pair, row) for pair, row in zip(shown, wall.rows, strict=False)]
     values = {
         **_common(), "run": run, "times": times, "status": _status(run), "findings": findings(run, times),
@@ -70,8 +70,8 @@ def page_of_several(sources: Sequence[Source]) -> str:
     runs = [source.run for source in sources]
     drawn = compared(runs)
     rows = _common_rows(sources)
-    files = [[_file(stored, sample) for stored, sample in row.samples] for row in rows]
-    wall = clips.fitted(files, room_for_clips(drawn), clips.COMPARED_LADDER)
+    files = [[_file(stored, sample) for stored, sample in row.samples] for row in rows[: clips.MOST_ROWS]]
+    wall = clips.fitted(files, room_for_clips(drawn), clips.COMPARED_LADDER, len(rows))
     labels = ["before", *names(runs)]
     shades = [BEFORE_COLOUR, *colours(len(runs))]
     cards = [
