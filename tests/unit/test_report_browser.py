@@ -133,6 +133,8 @@ def test_a_page_renders_on_every_screen_and_fits_it(show: Show, name: str, size:
     assert background == ("rgb(245, 246, 248)" if scheme == "light" else "rgb(15, 18, 22)")
     sizes = page.evaluate("[...document.querySelectorAll('video')].map(video => [video.videoWidth, video.videoHeight])")
     assert sizes == [[WIDTH, HEIGHT]] * (8 if name == "run" else 12)
+    if name == "run":
+        assert page.locator(".card .change").first.inner_text() == "+0.100 over 3 noises"
     shown.shot(f"{name}-{'phone' if size == PHONE else 'desk'}-{scheme}")
 
 

@@ -161,7 +161,7 @@ def _chart(name: str, title: str, about: str, traces: list[Trace], limit: Any = 
         return None
     limit = limit if isinstance(limit, int | float) and limit > 0 else 0.0
     top = max([limit, *(value for trace in traces for value in trace["y"])])
-    range_ = {"range": [0, top * HEADROOM]} if name in NEVER_NEGATIVE and top > 0 else {}
+    range_ = {"range": [0, top * HEADROOM or 1]} if name in NEVER_NEGATIVE else {}
     shown = sum(1 for trace in traces if trace.get("showlegend", True))
     layout: dict[str, Any] = {
         "template": None, "showlegend": shown > 1, "hovermode": "x unified",

@@ -121,7 +121,7 @@ def _card(pair: Pair, found: Sequence[clips.Clip | None]) -> Card:
             ("before", "after"), (BEFORE_COLOUR, AFTER_COLOUR), (before, after), found, strict=True
         )
     ]
-    return Card(f"Row {pair.row}, {pair.group}", pair.prompt, cells, pair.change)
+    return Card(f"Row {pair.row}, {pair.group}", pair.prompt, cells, pair.change, len(pair.after))
 
 
 def _one(label: str, colour: str, sample: Sample | None, clip: clips.Clip | None) -> Cell:

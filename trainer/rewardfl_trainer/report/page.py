@@ -49,6 +49,9 @@ class Card:
     prompt: str
     cells: list[Cell]
     change: float | None = None
+    """How much its mean score has risen."""
+    noises: int = 1
+    """How many noises that is the mean over; the videos are of the first."""
 
 
 def render(template: str, values: Mapping[str, Any], cards: Sequence[Card], charts: Sequence[Chart]) -> str:
