@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rewardfl_api import __version__
 from tests.cluster.machine import ensure_programs
 from tests.cluster.paths import REPOSITORY, find_program
 from tests.cluster.report import ClusterError, say
 
-from . import base, sbom, settings, tools
+from . import base, sbom, settings, tools, workplace
 from .tools import Recipe, Tool
 
 IMAGES = ("operator", "trainer")
@@ -87,16 +86,16 @@ def build(image: str, tool: Tool, *, base: str = "", registry: str = "", source:
         ClusterError: it cannot be built.
     """
     start = time.monotonic()
-    base_name = _base(tool, base)
-    arguments = {"BASE": base_name} if base_name else {}
     labels = {"version": __version__, "revision": revision(), "source": source}
     told = {f"org.opencontainers.image.{name}": value for name, value in labels.items() if value}
     name = f"{registry}rewardfl-{image}:{__version__}"
-    with TemporaryDirectory(prefix="rewardfl-images-") as private:
-        lent = settings.write(Path(private), with_apt=base == LOCAL)
-        file = REPOSITORY / "docker" / f"{image}.Dockerfile"
-        tool.build(Recipe(file, REPOSITORY, (name,), arguments, told, lent))
-    return Built(name, tool.digest(name), time.monotonic() - start)
+    file = REPOSITORY / "docker" / f"{image}.Dockerfile"
+    with workplace.enter(tool) as place:
+        base_name = _base(tool, base)
+        arguments = {"BASE": base_name} if base_name else {}
+        lent = settings.write(place.settings, with_apt=base == LOCAL)
+        tool.build(Recipe(file, REPOSITORY, (name,), arguments, told, lent), place.temporary, place.lock)
+        return Built(name, tool.digest(name), time.monotonic() - start)
 
 
 def revision() -> str:

@@ -25,8 +25,8 @@ class PortableCPUAdamBuilder(cpu.CPUAdamBuilder):  # type: ignore[misc]
         return "-D__AVX256__"
 
     def cxx_args(self) -> list[str]:
-        """DeepSpeed's options, without debugging information."""
-        return [option for option in super().cxx_args() if option != "-g"]
+        """DeepSpeed's options, without debugging information, which Python's own ask for as well: much time and memory."""
+        return [*(option for option in super().cxx_args() if option != "-g"), "-g0"]
 
     def sources(self) -> list[str]:
         """DeepSpeed's sources, where its wheel has put them."""

@@ -13,6 +13,7 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
+from . import workplace
 from .tools import Tool
 
 _LISTING = """
@@ -31,7 +32,8 @@ def write(tool: Tool, image: str, digest: str, path: Path) -> None:
     Raises:
         ClusterError: the image's Python cannot be run.
     """
-    listing = json.loads(tool.run(image, ["python", "-c", _LISTING]))
+    with workplace.enter(tool):
+        listing = json.loads(tool.run(image, ["python", "-c", _LISTING]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         make_outputter(document(image, digest, listing), OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)

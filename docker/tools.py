@@ -65,14 +65,19 @@ class Tool:
         own = (*_isolation(), *_BUILDAH_OPTIONS) if self.name == "buildah" else ()
         return [self.name, "build", *own, *recipe.options(), str(recipe.context)]
 
-    def build(self, recipe: Recipe) -> None:
+    def build(self, recipe: Recipe, temporary: Path, lock: int) -> None:
         """Build an image; what the steps say goes to standard output.
+
+        Args:
+            recipe: of what.
+            temporary: a folder for what the tool needs for a while, as large as the image's largest layer.
+            lock: a file descriptor that the tool inherits.
 
         Raises:
             ClusterError: a step failed.
         """
-        environment = os.environ | {"DOCKER_BUILDKIT": "1"}
-        done = subprocess.run(self.build_command(recipe), env=environment, check=False)
+        environment = os.environ | {"DOCKER_BUILDKIT": "1", "TMPDIR": str(temporary)}
+        done = subprocess.run(self.build_command(recipe), env=environment, pass_fds=(lock,), check=False)
         if done.returncode != 0:
             raise ClusterError(f"{self.name} could not build {recipe.file.name}: see above")
 
@@ -118,6 +123,16 @@ class Tool:
             return run(["buildah", "run", *_isolation(), container, "--", *command], timeout_seconds=_RUN_SECONDS)
         finally:
             run(["buildah", "rm", container])
+
+    def containers(self) -> set[str]:
+        """The working containers that there are; only buildah keeps those of a build where others see them."""
+        if self.name != "buildah":
+            return set()
+        return {str(found["id"]) for found in json.loads(run(["buildah", "containers", "--json"])) or () if found["builder"]}
+
+    def remove_containers(self, ids: set[str]) -> None:
+        """Remove working containers, with their mounts."""
+        run(["buildah", "rm", *sorted(ids)])
 
     def _inspect(self, image: str) -> dict[str, Any]:
         kind = ["--type", "image"] if self.name == "buildah" else []

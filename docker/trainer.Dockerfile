@@ -9,10 +9,15 @@ ARG BASE=python:3.12-slim-bookworm
 
 # What installs: it is lent to the steps below and is part of no image.
 FROM ${BASE} AS installer
-COPY requirements/build.txt requirements/trainer.txt /requirements/
+COPY requirements/build.txt requirements/uv.txt requirements/trainer.txt /requirements/
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
     python3 -m venv /installer \
-    && PIP_CONFIG_FILE=/run/secrets/pip.conf /installer/bin/pip install --no-cache-dir --require-hashes -r /requirements/build.txt
+    && PIP_CONFIG_FILE=/run/secrets/pip.conf /installer/bin/pip install --no-cache-dir --require-hashes \
+       -r /requirements/build.txt -r /requirements/uv.txt
+# One layer for CUDA's libraries, one for torch with triton, one for the others: a change of the last leaves the large ones alone.
+COPY docker/add_packages.py /requirements/
+RUN cd /requirements && awk '/^[a-z]/ { part = /^nvidia-/ ? "cuda" : /^(torch|triton)==/ ? "torch" : "others" } \
+    part { print >(part ".txt") }' trainer.txt
 
 FROM installer AS compiler
 COPY docker/apt-install.sh /tmp/
@@ -30,26 +35,26 @@ FROM ${BASE} AS base
 COPY docker/clean-root.sh /tmp/
 RUN sh /tmp/clean-root.sh
 
-# The cleaned base and the dependencies, which change seldom. DeepSpeed comes as source; it is built with the installer's locked
-# setuptools, and without any of its operations. pip stays: images with rewards of one's own are built upon this one. Some packages carry files for a newer Python, which cannot be compiled here.
+# The cleaned base and the dependencies, which change seldom. pip stays: images with rewards of one's own are built upon this one.
 FROM scratch AS dependencies
 COPY --from=base / /
 # (buildah 1.28 looks at what is copied from a stage, not at what is lent, to tell whether its cache holds; and it lends the files
-# of a cached stage only where something is copied from it too. So each stage that is lent has a file that tells its content.)
-# Some packages hold files that are no Python of this version, templates for example: compileall says so by its exit code, and has
-# compiled all others. What nobody can import needs no bytecode.
-COPY --from=installer /requirements /opt/rewardfl/requirements
+# of a cached stage only where something is copied from it too. So what tells a lent stage's content is copied from it.)
+COPY --from=installer /requirements/add_packages.py /requirements/cuda.txt /opt/rewardfl/requirements/
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
     python3 -m venv --without-pip /opt/rewardfl \
-    && cp -r /installer/lib/python3*/site-packages/pip* /opt/rewardfl/lib/python3*/site-packages/ \
+    && /installer/bin/python /opt/rewardfl/requirements/add_packages.py /opt/rewardfl/requirements/cuda.txt
+COPY --from=installer /requirements/torch.txt /opt/rewardfl/requirements/
+RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
+    --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
+    /installer/bin/python /opt/rewardfl/requirements/add_packages.py /opt/rewardfl/requirements/torch.txt
+COPY --from=installer /requirements/others.txt /requirements/build.txt /opt/rewardfl/requirements/
+RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
+    --mount=type=secret,id=pip.conf --mount=type=secret,id=ca-certificates \
+    cp -r /installer/lib/python3*/site-packages/pip* /opt/rewardfl/lib/python3*/site-packages/ \
     && sed 's#/installer/#/opt/rewardfl/#' /installer/bin/pip >/opt/rewardfl/bin/pip && chmod 755 /opt/rewardfl/bin/pip \
-    && PYTHONPATH=$(echo /installer/lib/python3*/site-packages) DS_ACCELERATOR=cpu DS_BUILD_OPS=0 PIP_CONFIG_FILE=/run/secrets/pip.conf \
-       /installer/bin/pip --python /opt/rewardfl/bin/python install --no-cache-dir --no-compile --progress-bar off --ignore-installed \
-       --no-build-isolation --use-pep517 --require-hashes -r /opt/rewardfl/requirements/trainer.txt \
-    && { python3 -B -W ignore -m compileall -qq -f -j 0 -x '/kubernetes/(aio/)?client/(models|api)/' \
-         --invalidation-mode unchecked-hash /opt/rewardfl || true; } \
-    && find /opt/rewardfl -exec touch -h -d @0 {} +
+    && /installer/bin/python /opt/rewardfl/requirements/add_packages.py /opt/rewardfl/requirements/others.txt
 
 FROM compiler AS cpu-adam
 COPY --from=dependencies /opt/rewardfl/requirements /requirements
