@@ -58,15 +58,15 @@ demo: setup ## run the main job on a local Kubernetes (CLUSTER=current: on the c
 
 .PHONY: test
 test: setup lint cluster-build ## lint, then every test; TESTS=path narrows them
-	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -n 2 -m "not release" $(TESTS)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest -n 2 $(TESTS)
 
 .PHONY: test-fast
 test-fast: setup ## only the tests that take seconds and need no cluster
 	@exec $(BIN)/python -m pytest -m "not slow and not cluster" $(TESTS)
 
 .PHONY: test-images
-test-images: setup cluster-build ## build both images, run the demo in them on the local Kubernetes (root; 20 GB of disk)
-	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest tests/images
+test-images: setup cluster-build ## build both images, look into them, run the demo in them on the local Kubernetes (root)
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m pytest tests/images tests/e2e/test_images_on_a_node.py tests/e2e/test_demo_job.py
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,setup) ## the trainer's tests on a CUDA device, with figures (GPU_PYTHON=python3: docs/gpu.md)

@@ -11,6 +11,8 @@ from tests.cluster import LocalCluster
 from tests.cluster.report import say
 
 from . import build
+from .build import Built
+from .store import unpacked
 from .tools import Tool
 
 
@@ -19,15 +21,27 @@ def built_images(cluster: LocalCluster) -> dict[str, Any]:
     tool = build.ready_tool("", build.LOCAL)
     for image in build.IMAGES:
         built = build.build(image, tool, base=build.LOCAL)
-        say(f"{built.name} is built: {built.seconds:.0f} s; loading it")
-        load(built.name, tool, cluster)
-        say(f"{built.name} is on the node")
-    image_values = {"tag": __version__, "pullPolicy": "Never"}
-    return {"image": image_values, "trainer": {"image": image_values}}
+        load(built, tool, cluster)
+    return image_values()
 
 
-def load(name: str, tool: Tool, cluster: LocalCluster) -> None:
-    """Pass the image through a pipe: the trainer's would be 7 GB once more on the disk."""
+def image_values() -> dict[str, Any]:
+    """The chart's values with which pods run the images that are on the node."""
+    image = {"tag": __version__, "pullPolicy": "Never"}
+    return {"image": image, "trainer": {"image": image}}
+
+
+def load(built: Built, tool: Tool, cluster: LocalCluster) -> None:
+    """Share the image's files with the node: seconds, and no second 7 GB on the disk. Where that cannot be, pass it on packed."""
+    say(f"{built.name} is built: {built.seconds:.0f} s; bringing it onto the node")
+    found = unpacked(tool, built.name)
+    if found is None or not cluster.link_image(found):
+        pass_through_pipe(built.name, tool, cluster)
+    say(f"{built.name} is on the node")
+
+
+def pass_through_pipe(name: str, tool: Tool, cluster: LocalCluster) -> None:
+    """Save the image and import it at once: as a file, the trainer's would be 7 GB once more on the disk."""
     with TemporaryDirectory(prefix="rewardfl-load-") as folder, ThreadPoolExecutor(1) as pool:
         pipe = Path(folder) / "image.tar"
         os.mkfifo(pipe)

@@ -16,6 +16,7 @@ from .node import NODE_NAME, Node
 from .node_configuration import DNS_READY_PORT
 from .report import ClusterError, run, say, wait_until
 from .slots import Slot
+from .unpacked import UnpackedImage
 
 _READY_SECONDS = 120
 _ADMIN_KUBECONFIG = "admin.kubeconfig"
@@ -100,6 +101,14 @@ class LocalCluster:
         With `repository` the name is `repository@digest`, as if the image had been pulled from there by its digest.
         """
         return self._require_node().import_image(archive, repository)
+
+    def link_image(self, image: UnpackedImage) -> bool:
+        """Let the node share an image's unpacked layers; False where their file system does not allow it, and nothing is done."""
+        node = self._require_node()
+        if not node.can_link(image):
+            return False
+        node.link_image(image)
+        return True
 
     def spawn(self, name: str, command: Sequence[str]) -> None:
         """Start a program that ends with the cluster; what it says goes to `logs/NAME.log`."""

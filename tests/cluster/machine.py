@@ -15,6 +15,7 @@ _NODE_PROGRAMS = {
     "runc": "runc",
     "nft": "nftables",
     "ip": "iproute2",
+    "findmnt": "util-linux",
     "mount": "mount",
     "nsenter": "util-linux",
     "unshare": "util-linux",

@@ -13,21 +13,25 @@ from .build import COREDNS, KUBERNETES, PAUSE
 from .control_plane import ControlPlane
 from .host_image import write_host_image
 from .node_configuration import (
+    OVERLAY_SNAPSHOTTER,
     cni_configuration,
     containerd_configuration,
     core_dns_configuration,
     core_dns_roles,
     kube_proxy_configuration,
     kubelet_configuration,
+    snapshotter,
 )
 from .paths import program
 from .processes import children_of
 from .report import ClusterError, run, wait_until
 from .slots import Slot
+from .unpacked import UnpackedImage, snapshot_folder, write_layout
 
 NODE_NAME = "rewardfl-local"
 _SOCKET = "/run/containerd/containerd.sock"
 _READY_SECONDS = 60
+_IMPORT_SECONDS = 900
 
 # Runs inside the namespaces. /run and /var/log become the node's own folders; /var/lib stays readable but is written
 # to memory, because kubelet and CNI keep a few files at fixed places below it. Services need a route, so that the API
@@ -44,6 +48,14 @@ ip link add "$1" address "$4" type bridge
 ip address add "$2/24" dev "$1"
 ip link set "$1" up
 ip route add "$3" dev "$1"
+"""
+
+# As long as a buildah runs, its store is mounted on itself, and no link leads from one mount into another, be they of one file
+# system. In a mount namespace of its own such mounts are taken off; nobody else sees that.
+_LINK = """
+mount_of() { findmnt --noheadings --output TARGET --target "$1"; }
+while mount=$(mount_of "$0"); [ "$mount" != / ] && [ "$mount" != "$(mount_of "$1")" ]; do umount --lazy "$mount"; done
+exec cp --archive --link "$0/." "$1"
 """
 
 
@@ -89,8 +101,32 @@ class Node:
     def import_image(self, archive: Path, repository: str = "") -> list[str]:
         """Import a docker-archive or OCI tar; returns the names of its images, or `repository` with their digests."""
         names = ["--digests", "--base-name", repository] if repository else []
-        printed = run([*self._ctr(), "images", "import", *names, str(archive)], timeout_seconds=900)
+        printed = run([*self._ctr(), "images", "import", *names, str(archive)], timeout_seconds=_IMPORT_SECONDS)
         return [line.split()[1] for line in printed.splitlines() if line.startswith("unpacking ")]
+
+    def can_link(self, image: UnpackedImage) -> bool:
+        """Whether the files of the image's layers can be the node's too: one file system, and snapshots made of such folders."""
+        own = self._folder.stat().st_dev
+        return snapshotter(self._folder) == OVERLAY_SNAPSHOTTER and all(layer.stat().st_dev == own for layer in image.layers)
+
+    def link_image(self, image: UnpackedImage) -> None:
+        """Take over an image by hard links to its layers' files. Nobody writes to them: a container's changes are kept apart."""
+        there = {line.split()[0] for line in run([*self._ctr(), "snapshots", "list"]).splitlines()}
+        parent: list[str] = []
+        for chain_id, layer in zip(image.chain_ids, image.layers, strict=True):
+            if chain_id not in there:
+                self._link_layer(layer, chain_id, parent)
+            parent = [chain_id]
+        layout = self._folder / "image-layout.tar"
+        write_layout(image, layout)
+        self.import_image(layout)
+
+    def _link_layer(self, layer: Path, chain_id: str, parent: list[str]) -> None:
+        key = f"linking-{chain_id}"
+        mounts = json.loads(run([*self._ctr(), "snapshots", "prepare", "--mounts", key, *parent]))
+        link = [program("unshare"), "--mount", "--propagation", "private", program("sh"), "-e", "-c", _LINK, str(layer)]
+        run([*link, str(snapshot_folder(mounts))], timeout_seconds=_IMPORT_SECONDS)
+        run([*self._ctr(), "snapshots", "commit", chain_id, key], timeout_seconds=_IMPORT_SECONDS)
 
     def start_kubernetes(self, control_plane: ControlPlane) -> None:
         """Start kubelet, kube-proxy and CoreDNS, each with a certificate of its own."""

@@ -10,12 +10,12 @@ from .paths import cni_folder
 
 CLUSTER_DOMAIN = "cluster.local"
 DNS_READY_PORT = 8181
+OVERLAY_SNAPSHOTTER = "overlayfs"
 _UNUSED_SNAPSHOTTERS = ("aufs", "btrfs", "devmapper", "zfs")
 
 
 def containerd_configuration(folder: Path) -> str:
-    """containerd's TOML. A state folder that lies on an overlay itself (a container) cannot carry overlay snapshots."""
-    snapshotter = "native" if _is_on_overlay(folder) else "overlayfs"
+    """containerd's TOML."""
     return f"""
 version = 2
 root = "{folder}/containerd"
@@ -28,7 +28,7 @@ sandbox_image = "{HOST_IMAGE}"
 restrict_oom_score_adj = true
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "{snapshotter}"
+snapshotter = "{snapshotter(folder)}"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
@@ -40,6 +40,11 @@ SystemdCgroup = false
 bin_dir = "{cni_folder()}"
 conf_dir = "{folder}/cni"
 """
+
+
+def snapshotter(folder: Path) -> str:
+    """What keeps the images. A state folder that lies on an overlay itself (a container) cannot carry overlay snapshots."""
+    return "native" if _is_on_overlay(folder) else OVERLAY_SNAPSHOTTER
 
 
 def cni_configuration(addresses: Addresses) -> dict[str, Any]:

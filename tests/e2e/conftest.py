@@ -1,4 +1,8 @@
-"""One cluster, with the operator installed from its chart, and one run of the demo in it, for all end-to-end tests."""
+"""One cluster that runs the product's own images, and one run of the demo in it, for all end-to-end tests.
+
+The images are built of what is checked out. Nothing of this machine is mounted into a pod, and the namespaces refuse what is not
+restricted.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,16 +11,27 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docker.load import image_values
 from examples.current_cluster import ACCESS_KEY, ENDPOINT, SECRET_KEY, VALUES
 from tests.cluster import LocalCluster
 from tests.cluster.build import HELM, KUBERNETES
-from tests.cluster.stack import Stack, host_values
+from tests.cluster.stack import Stack
 from tests.e2e.demo_run import DemoRun
+from tests.images.built import load_both
+
+TIMEOUT_SECONDS = 2400
+"""Of each test here, since any of them may be the one that builds what all need."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    with Stack.start() as running:
+    with Stack.start(load_both) as running:
         yield running
 
 
@@ -28,7 +43,7 @@ def context(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name, program in (("kubectl", KUBERNETES.program("kubectl")), ("helm", HELM.program("helm"))):
         (folder / name).symlink_to(program)
     values = folder / "values.yaml"
-    values.write_text(yaml.safe_dump(host_values(stack.cluster.load_host_image())), encoding="utf-8")
+    values.write_text(yaml.safe_dump(image_values()), encoding="utf-8")
     return {
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",

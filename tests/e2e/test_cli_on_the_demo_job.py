@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 from rewardfl_api.cli import app
 from tests.e2e.demo_run import DemoRun
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 @pytest.fixture(autouse=True)

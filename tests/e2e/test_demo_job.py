@@ -10,7 +10,7 @@ from safetensors.torch import load
 from tests.cluster.stack import BUCKET
 from tests.e2e.demo_run import OUTPUT, DemoRun
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 PHASES = ["Pending", "Staging", "Preparing", "Training", "Saving", "Succeeded"]
 
@@ -24,7 +24,8 @@ def test_the_demo_job_succeeds(run: DemoRun) -> None:
 def test_its_status_went_through_the_phases_in_order(run: DemoRun) -> None:
     seen = list(dict.fromkeys(status["phase"] for status in run.statuses if "phase" in status))
     assert seen == [phase for phase in PHASES if phase in seen]
-    assert {"Pending", "Staging", "Training", "Succeeded"} <= set(seen)
+    # It is looked at twice a second; the node may start the pods before it is seen Pending.
+    assert {"Staging", "Training", "Succeeded"} <= set(seen)
 
 
 def test_its_steps_rose_to_the_total_and_its_eta_was_finite(run: DemoRun) -> None:
@@ -99,6 +100,8 @@ def test_kubectl_shows_the_columns_that_people_look_at(run: DemoRun) -> None:
 def test_its_pods_ran_restricted(run: DemoRun) -> None:
     pods = json.loads(run.stack.cluster.kubectl("get", "pods", "-l", f"rewardfl.io/job-name={run.name}", "-o", "json"))["items"]
     assert len(pods) == 2
+    namespace = json.loads(run.stack.cluster.kubectl("get", "namespace", "default", "-o", "json"))
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for pod in pods:
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         for container in pod["spec"]["containers"] + pod["spec"]["initContainers"]:

@@ -8,7 +8,7 @@ from examples.current_cluster import ACCESS_KEY, ENDPOINT, SECRET_KEY
 from tests.cluster.paths import REPOSITORY
 from tests.e2e.demo_run import DEMO, LEFT_OVER, DemoRun
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 def demo(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

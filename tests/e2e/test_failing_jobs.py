@@ -13,7 +13,7 @@ from rewardfl_trainer import video
 from tests.cluster.stack import Stack
 from tests.integration.operator_harness import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 JOB_TIMEOUT_SECONDS = 600
 HUNGRY_RANK = """

@@ -11,7 +11,7 @@ from examples.demo import read_manifest
 from tests.cluster.report import ClusterError, wait_until
 from tests.cluster.stack import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 NAME = "interrupted"
 PATIENCE_SECONDS = 300

@@ -1,5 +1,6 @@
 """The local cluster does what the tests above it rely on, and leaves nothing behind."""
 
+import hashlib
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from tests.cluster import HOST_IMAGE, ClusterError, LocalCluster, SeaweedFS, hos
 from tests.cluster.build import PAUSE
 from tests.cluster.images import Layer, write_archive
 from tests.cluster.processes import Stat
+from tests.cluster.stack import OPERATOR_NAMESPACE, Stack, host_values
+from tests.cluster.unpacked import UnpackedImage
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -199,6 +202,17 @@ def test_kubectl_exec_reaches_a_running_container(cluster: LocalCluster) -> None
     assert cluster.kubectl("exec", "idle", "--", "id", "-u").strip() == "65532"
 
 
+def test_the_demos_chart_values_run_the_checkouts_operator(cluster: LocalCluster) -> None:
+    # The end-to-end tests run the product's images; `make demo` runs the checkout by these values.
+    values = host_values(cluster.load_host_image())
+    Stack(cluster, storage=None).install_operator(values)  # type: ignore[arg-type]
+    pod = json.loads(cluster.kubectl("get", "pods", "--namespace", OPERATOR_NAMESPACE, "--output=json"))["items"][0]
+    assert pod["spec"]["containers"][0]["image"] == HOST_IMAGE
+    asked = ["exec", "--namespace", OPERATOR_NAMESPACE, pod["metadata"]["name"], "--", "python", "-c"]
+    where = cluster.kubectl(*asked, "import rewardfl_operator; print(rewardfl_operator.__file__)")
+    assert where.startswith(str(paths.REPOSITORY / "operator"))
+
+
 def test_an_image_from_a_tar_file_runs(cluster: LocalCluster, tmp_path: Path) -> None:
     layer = Layer()
     layer.folder("greeting")
@@ -210,6 +224,33 @@ def test_an_image_from_a_tar_file_runs(cluster: LocalCluster, tmp_path: Path) ->
     container = {"name": "main", "image": "localhost/rewardfl/own:1", "imagePullPolicy": "Never"}
     _apply(cluster, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own"}, "spec": {"containers": [container]}})
     cluster.kubectl("wait", "--for=condition=Ready", "pod/own", "--timeout=60s", timeout_seconds=70)
+
+
+def test_an_image_whose_layers_are_unpacked_here_is_linked_also_from_a_mount_of_its_own(cluster: LocalCluster) -> None:
+    store = cluster.state_folder / "store"
+    layer = store / "layer"
+    layer.mkdir(parents=True)
+    (layer / "pause").write_bytes(Path(PAUSE.program("pause")).read_bytes())
+    (layer / "pause").chmod(0o755)
+    configuration = {"architecture": "amd64", "os": "linux", "config": {"Entrypoint": ["/pause"]}}
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{'a' * 64}"]}
+    encoded = json.dumps(configuration | {"rootfs": rootfs}).encode()
+    digests = {"config": f"sha256:{hashlib.sha256(encoded).hexdigest()}", "layer": rootfs["diff_ids"][0]}
+    kinds = {"config": "application/vnd.oci.image.config.v1+json", "layer": "application/vnd.oci.image.layer.v1.tar"}
+    parts = {part: {"mediaType": kinds[part], "digest": digests[part], "size": len(encoded)} for part in kinds}
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": media_type, "config": parts["config"], "layers": [parts["layer"]]}
+    image = UnpackedImage("localhost/rewardfl/linked:1", json.dumps(manifest).encode(), encoded, (layer,))
+    subprocess.run(["mount", "--bind", str(store), str(store)], check=True)  # as buildah does with its own
+    try:
+        assert cluster.link_image(image)
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+
+    assert (layer / "pause").stat().st_nlink == 2
+    container = {"name": "main", "image": image.name, "imagePullPolicy": "Never"}
+    _apply(cluster, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "linked"}, "spec": {"containers": [container]}})
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/linked", "--timeout=60s", timeout_seconds=70)
 
 
 def test_a_failing_kubectl_call_says_what_kubectl_said(cluster: LocalCluster) -> None:
