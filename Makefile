@@ -53,8 +53,8 @@ $(STAMP): | $(UV)
 	touch $@
 
 .PHONY: demo
-demo: setup ## run the main job on a local Kubernetes (CLUSTER=current: on the current kubectl context)
-	@exec $(BIN)/python -m examples.demo --cluster $(CLUSTER)
+demo: setup ## run the main job on a local Kubernetes (BASE=local: in the images; CLUSTER=current: on the current kubectl context)
+	@exec $(BIN)/python -m examples.demo --cluster $(CLUSTER) $(if $(BASE),--images $(BASE))
 
 .PHONY: test
 test: setup lint cluster-build ## lint, then every test; TESTS=path narrows them
