@@ -56,6 +56,10 @@ class DemoRun:
         self.exit_code = demo.returncode
         if not self.statuses:
             raise ClusterError(f"the demo ended with {self.exit_code} before its job began: {self.stderr}")
+        selector = f"rewardfl.io/job-name={self.name}"
+        self.pods: list[dict[str, Any]] = json.loads(stack.cluster.kubectl("get", "pods", "-l", selector, "--output=json"))[
+            "items"
+        ]
         listing = stack.storage.client().list_objects_v2(Bucket=BUCKET, Prefix=OUTPUT)
         self.keys = [item["Key"].removeprefix(OUTPUT) for item in listing.get("Contents", [])]
 

@@ -98,11 +98,10 @@ def test_kubectl_shows_the_columns_that_people_look_at(run: DemoRun) -> None:
 
 
 def test_its_pods_ran_restricted(run: DemoRun) -> None:
-    pods = json.loads(run.stack.cluster.kubectl("get", "pods", "-l", f"rewardfl.io/job-name={run.name}", "-o", "json"))["items"]
-    assert len(pods) == 2
+    assert len(run.pods) == 2
     namespace = json.loads(run.stack.cluster.kubectl("get", "namespace", "default", "-o", "json"))
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for pod in pods:
+    for pod in run.pods:
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         for container in pod["spec"]["containers"] + pod["spec"]["initContainers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True

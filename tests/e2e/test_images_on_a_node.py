@@ -90,14 +90,12 @@ def in_operator(stack: Stack, *command: str) -> str:
 
 
 def test_operator_and_job_run_the_products_images_and_mount_nothing_of_the_node(run: DemoRun) -> None:
-    selector = f"rewardfl.io/job-name={run.name}"
-    of_the_job = json.loads(run.stack.cluster.kubectl("get", "pods", "-l", selector, "--output=json"))["items"]
     of_the_operator = operator_pods(run.stack)
-    assert len(of_the_job) == 2
-    for image, pods in ((TRAINER, of_the_job), (OPERATOR, of_the_operator)):
+    assert len(run.pods) == 2
+    for image, pods in ((TRAINER, run.pods), (OPERATOR, of_the_operator)):
         containers = [container for pod in pods for kind in KINDS for container in pod["spec"].get(kind, [])]
         assert {container["image"] for container in containers} == {image}
-    volumes = [volume for pod in (*of_the_operator, *of_the_job) for volume in pod["spec"]["volumes"]]
+    volumes = [volume for pod in (*of_the_operator, *run.pods) for volume in pod["spec"]["volumes"]]
     assert [volume for volume in volumes if "hostPath" in volume] == []
 
 

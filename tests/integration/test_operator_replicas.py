@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("never_refused")]
 
 TAKE_OVER_SECONDS = 30.0
 HAND_OVER_SECONDS = 6.0
+ANSWERS_AFTER_SECONDS = 3.0
+"""So long the writes of an operator are held that is to be frozen while it waits for their answers."""
+
 """Less than half of a Lease's duration: it was given back."""
 
 SHIPPED = {"enabled": True, "leaseName": "rewardfl-operator", "namespace": NAMESPACE}
@@ -58,9 +61,12 @@ def is_work(call: Call) -> bool:
 
 
 def waits_for_answers(proxy: ApiProxy) -> bool:
-    """Whether the operator has sent its first writes, and the next ones come only after their answers."""
+    """Whether the operator has sent its first writes, and the next ones come only after their answers.
+
+    One that is frozen after it was asked whether it leads, and before its bytes are sent, sends them late: decision 0106.
+    """
     sent = [call.at for call in proxy.seen if is_work(call)]
-    return bool(sent) and time.monotonic() - sent[-1] > 0.3
+    return bool(sent) and time.monotonic() - sent[-1] > ANSWERS_AFTER_SECONDS / 3
 
 
 def writes_to_jobs(proxy: ApiProxy, since: int) -> list[str]:
@@ -156,9 +162,9 @@ def test_a_leader_that_was_frozen_ends_without_a_write(installation: Installatio
     with api_proxy(installation.kubeconfig()) as proxy:
         through_proxy = proxy.kubeconfig(installation.kubeconfig(), tmp_path / "proxy.kubeconfig")
         with replicas(installation, BRIEF, through_proxy, "") as (frozen, heir):
-            with proxy.with_rule(lambda call: Fault(delay_seconds=1) if is_work(call) else None):
+            with proxy.with_rule(lambda call: Fault(delay_seconds=ANSWERS_AFTER_SECONDS) if is_work(call) else None):
                 installation.create(manifest("in-between"))
-                until("it is in the middle of its work", lambda: any(is_work(call) for call in proxy.seen))
+                until("it waits for answers, and has nothing more on its way", lambda: waits_for_answers(proxy))
                 frozen.process.send_signal(signal.SIGSTOP)
             until("the other one leads", lambda: leads(heir))
             installation.wait_for_pods("in-between", 2)
