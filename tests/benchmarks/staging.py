@@ -30,7 +30,7 @@ from tests.cluster.report import say
 from tests.cluster.seaweedfs import REGION
 
 FOLDER = REPOSITORY / "docs" / "benchmarks"
-OURS, S5CMD, S5CMD_SYNC, BOTO3, CP = "ours", "s5cmd", "s5cmd, then sync", "boto3", "cp"
+OURS, UNHASHED, S5CMD, S5CMD_SYNC, BOTO3, CP = "ours", "ours without SHA-256", "s5cmd", "s5cmd, then sync", "boto3", "cp"
 BYTES_PER_GB, BYTES_PER_MB, KIBIBYTE = 1e9, 1e6, 1024
 WARM_ROUNDS = 5
 
@@ -98,6 +98,7 @@ class Bench:
         child = [sys.executable, "-m", "tests.benchmarks.staging_child"]
         return {
             OURS: lambda to: [*child, "ours", str(self.configuration(files, to))],
+            UNHASHED: lambda to: [*child, "unhashed", str(self.configuration(files, to))],
             S5CMD: lambda to: [*s5cmd, f"{to}/"],
             S5CMD_SYNC: lambda to: ["sh", "-c", '"$@" && exec sync -f "$0"', str(to), *s5cmd, f"{to}/"],
             BOTO3: lambda to: [*child, "boto3", self.server.endpoint, files.name, str(to)],
@@ -131,7 +132,7 @@ class Bench:
         self.runs += 1
         to = self.folder / f"to-{self.runs}"
         found = self.measure(self.contestants(files)[name](to))
-        fetched = _by_name(to / "views" if name == OURS else to, files)
+        fetched = _by_name(to / "views" if name in (OURS, UNHASHED) else to, files)
         originals = _by_name(files.folder, files)
         if fetched.keys() != originals.keys() or not all(filecmp.cmp(fetched[key], originals[key], False) for key in originals):
             raise RuntimeError(f"{name} has not fetched what was uploaded")

@@ -1,11 +1,13 @@
-"""One way of fetching a bucket, in a process of its own: `python -m tests.benchmarks.staging_child {ours|boto3} ...`.
+"""One way of fetching a bucket, in a process of its own: `python -m tests.benchmarks.staging_child {ours|unhashed|boto3} ...`.
 
 `ours` is what an init container runs, from the configuration file on; beside that it takes the CPU time of SHA-256 and prints it.
+`unhashed` is the same but for SHA-256, in place of which it draws a name: what is left shows what verification costs.
 `boto3` is what its documentation proposes: the transfer manager, with its defaults.
 """
 
 import hashlib
 import os
+import secrets
 import sys
 import threading
 import time
@@ -35,7 +37,23 @@ class TimedSha256:
         return self._state.hexdigest()
 
 
-def ours(config_file: str) -> None:
+class NoSha256:
+    """Takes no time and calls every content by another name."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Do nothing."""
+
+    def hexdigest(self) -> str:
+        """Return a name."""
+        return secrets.token_hex(32)
+
+
+def unhashed(config_file: str) -> None:
+    """Run the init container's program without SHA-256."""
+    ours(config_file, NoSha256)
+
+
+def ours(config_file: str, sha256: "type[TimedSha256 | NoSha256]" = TimedSha256) -> None:
     """Run the init container's program."""
     from rewardfl_trainer.staging import __main__ as program
     from rewardfl_trainer.staging import sums
@@ -43,7 +61,7 @@ def ours(config_file: str) -> None:
     plain = sums.new_state
 
     def timed(kind: Any, size: int) -> Any:
-        return TimedSha256() if kind == sums.SHA256 else plain(kind, size)
+        return sha256() if kind == sums.SHA256 else plain(kind, size)
 
     sums.new_state = timed
     sys.argv = ["staging", "--config", config_file]
@@ -71,6 +89,6 @@ def by_boto3(endpoint: str, bucket: str, folder: str) -> None:
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    {"ours": ours, "boto3": by_boto3}[name](*arguments)
+    {"ours": ours, "unhashed": unhashed, "boto3": by_boto3}[name](*arguments)
     sys.stdout.flush()
     os._exit(0)  # as the init container ends

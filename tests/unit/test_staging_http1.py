@@ -60,6 +60,7 @@ def in_chunks(body: bytes) -> bytes:
         ([b"HTTP/1.1 200 OK\r\n" + LENGTH + b"\r", b"\n" + BODY], True),
         ([b"HTTP/1.1 200\r\n" + LENGTH + b"X: " + b"x" * 40_000 + b"\r\n\r\n" + BODY], True),
         ([b"HTTP/1.1 200 OK\r\nConnection: Close\r\n" + LENGTH + b"\r\n" + BODY], False),
+        ([b"HTTP/1.1 200 OK\r\nConnection: keep-alive, close\r\n" + LENGTH + b"\r\n" + BODY], False),
         ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", in_chunks(BODY)], True),
         ([b"HTTP/1.1 200 OK\r\n\r\n" + BODY], False),
         ([b"HTTP/1.0 200 OK\r\n" + LENGTH + b"\r\n" + BODY], False),
@@ -69,7 +70,8 @@ def in_chunks(body: bytes) -> bytes:
         ([b"HTTP/1.1 200 OK\r\nX: 1\r\n 2\r\n" + LENGTH + b"\r\n" + BODY], True),
     ],
     ids=[
-        "in pieces", "at once", "the end of the head in two", "a long head", "closing", "chunked", "until the end", "HTTP 1.0",
+        "in pieces", "at once", "the end of the head in two", "a long head", "closing", "closing among others", "chunked",
+        "until the end", "HTTP 1.0",
         "after a 100", "a header twice", "its length twice", "a folded header",
     ],
 )  # fmt: skip
@@ -98,6 +100,12 @@ def test_a_connection_that_was_closed_or_says_more_is_not_quiet(surplus: bytes) 
         end = time.monotonic() + 10
         while connection.is_quiet:
             assert time.monotonic() < end, "what the server sent and its end were not noticed within 10 s"
+
+
+def test_an_answer_that_never_has_a_body_is_not_waited_for() -> None:
+    status, _, body, whole = fetch(b"HTTP/1.1 304 Not Modified\r\n" + LENGTH + b"\r\n")
+
+    assert (status, body, whole) == (304, b"", True)
 
 
 def test_an_empty_object_is_whole_at_once() -> None:

@@ -173,6 +173,18 @@ def test_a_lease_that_was_cleared_away_while_its_holder_slept_comes_back_with_al
     assert [lease.contents for lease in live(cache.own)] == [{digest(b"a")}]
 
 
+def test_a_lease_that_was_given_free_does_not_come_back_through_a_thread_that_still_works(tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    lease = cache.lease
+    assert lease is not None
+    lease.release()
+
+    put(cache, "late", b"late")
+    lease.beat()
+
+    assert live(cache.own) == []
+
+
 def test_a_beating_lease_stays_alive_while_its_holder_is_busy(tmp_path: Path) -> None:
     cache = opened(tmp_path)
     assert cache.lease is not None

@@ -1,5 +1,7 @@
 """Many small files: they are fetched in batches, and one that fails, waits or changes costs the others nothing."""
 
+import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,14 +14,16 @@ import pytest
 from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_api.uris import parse_source
 from rewardfl_trainer.staging import fetch
+from rewardfl_trainer.staging.buffers import Buffers
 from rewardfl_trainer.staging.cache import Cache
 from rewardfl_trainer.staging.fetch import Fetcher
 from rewardfl_trainer.staging.leases import Lease
 from rewardfl_trainer.staging.meter import Meter
-from rewardfl_trainer.staging.part import RANGE_BYTES
+from rewardfl_trainer.staging.part import RANGE_BYTES, map_path
 from rewardfl_trainer.staging.plan import PlannedFile
+from rewardfl_trainer.staging.reading import Reader
 from rewardfl_trainer.staging.remote import Digest, RemoteFile
-from rewardfl_trainer.staging.small import MOST_FILES, batches
+from rewardfl_trainer.staging.small import MOST_FILES, SmallFiles, batches
 from rewardfl_trainer.staging.sources import Kind, Request
 from rewardfl_trainer.storage_errors import ObjectChangedError
 
@@ -144,6 +148,34 @@ def test_what_has_arrived_before_an_error_stays_and_the_next_start_fetches_the_r
 
     assert there(cache, storage) == storage.contents
     assert not before & set(storage.asked)
+
+
+def test_a_file_that_cannot_be_flushed_keeps_no_other_out(cache: Cache, storage: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, broken = os.fsync, len(storage.contents["21.mp4"]) + 1
+    storage.contents["21.mp4"] = b"x" * broken
+
+    def fails_for_one(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_for_one)
+    batch = planned(storage)[16:32]
+    assert "21.mp4" in {each.file.key for each in batch}
+    meter = Meter()
+    with pytest.raises(OSError, match="Input/output error"):
+        SmallFiles(cache, meter, Reader(attempts=1), Buffers(1)).fetch(batch)
+
+    assert {each.file.key for each in batch if each.place not in cache.used} == {"21.mp4"}
+    assert meter.snapshot().files_done == 15
+
+
+def test_what_a_large_file_of_the_same_name_has_left_goes(cache: Cache, storage: Memory) -> None:
+    map_path(cache.part_path(("s3", "e", "bucket", "1.mp4"))).write_text("{}")
+
+    fetcher(cache).fetch(planned(storage))
+
+    assert list((cache.own / "parts").iterdir()) == []
 
 
 def test_a_file_that_another_stager_has_is_waited_for_after_the_others(cache: Cache, storage: Memory) -> None:

@@ -1,9 +1,14 @@
 """Results written to a local folder, and the small parts of staging that need no server."""
 
+import errno
+import fcntl
+import mmap
 import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,14 +16,18 @@ import pytest
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.spec import Storage as StorageSpec
 from rewardfl_trainer.s3 import ATTEMPTS_VARIABLE, TIMEOUT_VARIABLE, Patience, make_client
+from rewardfl_trainer.staging import locks
 from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.direct import DirectFile
 from rewardfl_trainer.staging.plan import _glob_pattern
 from rewardfl_trainer.storage import Storage, join
 
 PLACE, OTHER = ("s3", "endpoint", "bucket", "a", "b.bin"), ("s3", "endpoint", "bucket", "c.bin")
 HOLD_A_LOCK = """
 import pathlib, sys, time
+from rewardfl_trainer.staging import locks
 from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.direct import DirectFile
 with Cache(pathlib.Path(sys.argv[1])).lock(tuple(sys.argv[2:]), lambda: None):
     print("held", flush=True)
     time.sleep(600)
@@ -163,3 +172,49 @@ def test_locks_leave_no_files_of_their_own_behind(tmp_path: Path) -> None:
     with cache.free_locks([("s3", "e", "bucket", f"{number}") for number in range(100)]) as mine:
         assert len(mine) == 100
     assert [path.name for path in (tmp_path / ".rewardfl/locks").iterdir()] == ["places"]
+
+
+def test_a_volume_that_has_no_lock_left_is_asked_again_and_one_that_never_has_one_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    place_locks, take = locks.PlaceLocks(tmp_path / "places"), locks._set
+    monkeypatch.setattr(locks, "_set", none_left)
+    assert not place_locks.take("0" * 64)
+    monkeypatch.setattr(locks, "_set", take)
+    assert place_locks.take("0" * 64)
+    place_locks.give("0" * 64)
+
+    monkeypatch.setattr(locks, "_set", none_left)
+    monkeypatch.setattr(locks, "WITHOUT_LOCKS_SECONDS", 0.0)
+    with pytest.raises(OSError, match="No locks available"):
+        place_locks.take("0" * 64)
+
+
+def test_a_file_system_that_refuses_direct_writes_only_then_gets_buffered_ones_from_all_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, write = threading.Barrier(2), os.pwrite
+
+    def refused_at_first(descriptor: int, view: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            is_second = both.wait(10)
+            while is_second and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                time.sleep(0.001)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return write(descriptor, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", refused_at_first)
+    page = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+    page[:] = b"x" * mmap.PAGESIZE
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    file = DirectFile(descriptor)
+    assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT, "this file system has no direct writes"
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(file.write, page, mmap.PAGESIZE, number * mmap.PAGESIZE) for number in range(2)]:
+            done.result()
+    os.close(descriptor)
+
+    assert (tmp_path / "file").read_bytes() == b"x" * 2 * mmap.PAGESIZE

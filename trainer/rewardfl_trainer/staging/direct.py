@@ -39,8 +39,7 @@ class DirectFile:
 
     def cut(self, size: int) -> None:
         """Give the file its right size."""
-        if self._direct:
-            os.ftruncate(self.descriptor, size)
+        os.ftruncate(self.descriptor, size)
 
     def _io_bytes(self, count: int) -> int:
         """Return the size of a transfer."""
@@ -48,10 +47,11 @@ class DirectFile:
 
     def _retry_buffered(self, transfer: Callable[[], None]) -> None:
         """Do a transfer; where the file system only then says that it cannot do it directly, do it through the page cache."""
+        was_direct = self._direct  # another thread may have found it out meanwhile
         try:
             transfer()
         except OSError as error:
-            if error.errno not in _NO_DIRECT or not self._direct:
+            if error.errno not in _NO_DIRECT or not was_direct:
                 raise
             self._set_direct(False)
             transfer()

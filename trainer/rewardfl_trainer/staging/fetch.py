@@ -37,7 +37,7 @@ SIGNAL_SECONDS = 1.0
 """A signal that arrives just before the main thread begins to wait does not end that wait: it is seen after this time."""
 
 FETCHES_A_FILE = 2
-"""A file that changed or arrived damaged is fetched once more from the start."""
+"""A file that changed or arrived damaged is fetched once more from the start; a small one has been tried in its batch before."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Fetcher:
                     meter.resize(file.size)
             raise RewardFLError(
                 Reason.STAGED_FILE_CORRUPT,
-                f"{file.subject}: its content changed or did not match its checksum, {FETCHES_A_FILE} times",
+                f"{file.subject}: its content changed or did not match its checksum, again and again",
                 "Leave the objects unchanged while jobs stage them; check the network and the cache volume's disk.",
                 ExitCode.IO_ERROR,
             )

@@ -1,6 +1,6 @@
 """GET over a connection that is kept: sends a request, reads the head of its answer, and its body into the caller's memory.
 
-Knows what answers of object stores look like: a status, headers, a Content-Length. Any other answer is left to http.client, which
+Knows what answers of object stores look like: a status, headers, a Content-Length. Other answers are left to http.client, which
 costs four times as much for a small one: its headers go through the parser of e-mails (docs/decisions/0120).
 """
 
@@ -8,6 +8,7 @@ import http.client
 import io
 import select
 import socket
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ _FIRST_BYTES = 16 * 1024
 """What is read at first: the head, and of a small object the beginning of its content."""
 
 _END = b"\r\n\r\n"
+_WITHOUT_BODY = (http.client.NO_CONTENT, http.client.NOT_MODIFIED)
 
 
 class Answer:
@@ -80,7 +82,8 @@ class Connection:
         """Whether nothing has come since the last answer: neither the end of the connection nor anything unasked."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        is_decrypted = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+        return not is_decrypted and not poll.poll(0)
 
     def close(self) -> None:
         """End it."""
@@ -113,7 +116,8 @@ class _Plain(Answer):
     def __init__(self, status: int, headers: dict[str, str], length: int, begun: memoryview, connection: socket.socket) -> None:
         self.status, self.headers = status, headers
         self._left, self._begun, self._socket = length, begun, connection
-        self._is_kept = headers.get("connection", "").lower() != "close" and len(begun) <= length
+        self._is_tls = isinstance(connection, ssl.SSLSocket)
+        self._is_kept = "close" not in headers.get("connection", "").lower() and len(begun) <= length
 
     def readinto(self, into: memoryview) -> int:
         into = into[: self._left]
@@ -124,6 +128,9 @@ class _Plain(Answer):
             into[:count], self._begun = self._begun[:count], self._begun[count:]
         else:
             count = self._socket.recv_into(into)
+            # TLS gives 16 KiB at a time
+            while 0 < count < len(into) and self._is_tls and (more := self._socket.recv_into(into[count:])):
+                count += more
         self._left -= count
         return count
 
@@ -152,7 +159,7 @@ def _plain(begun: memoryview, end: int, connection: socket.socket) -> Answer | N
     first, *lines = str(begun[: end - len(_END)], "latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     code = rest[:3]
-    if version != "HTTP/1.1" or not code.isdecimal() or int(code) < http.client.OK or int(code) == http.client.NO_CONTENT:
+    if version != "HTTP/1.1" or not code.isdecimal() or int(code) < http.client.OK or int(code) in _WITHOUT_BODY:
         return None
     headers: dict[str, str] = {}
     for line in lines:

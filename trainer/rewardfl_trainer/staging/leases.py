@@ -62,6 +62,7 @@ class Lease:
     views: set[str] = field(default_factory=set)
     needs: dict[str, Need] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _is_released: bool = field(default=False, repr=False)
 
     @classmethod
     def new(cls, own_folder: Path, holder: str) -> Self:
@@ -109,7 +110,7 @@ class Lease:
     def write(self) -> None:
         """Write the file anew."""
         with self._lock:
-            write_whole(self.path, self.text())
+            self._write()
 
     def add_contents(self, contents: Mapping[str, str]) -> None:
         """Note that contents are in use, which satisfies the needs of their places; on the disk when this returns.
@@ -130,10 +131,17 @@ class Lease:
             self._append([{"view": view}])
 
     def _append(self, lines: Sequence[Mapping[str, object]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         try:
             with opened_file(self.path, os.O_WRONLY | os.O_APPEND) as descriptor:
-                os.write(descriptor, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                is_whole = os.write(descriptor, text) == len(text)
         except FileNotFoundError:  # taken for dead and cleared away
+            is_whole = False
+        if not is_whole:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._is_released:  # by a thread that was not waited for when the stage failed: it would be a lease of nobody
             write_whole(self.path, self.text())
 
     def beat(self) -> None:
@@ -150,7 +158,9 @@ class Lease:
         """Give everything free."""
         with contextlib.suppress(OSError):
             self.beat()
-            self.path.unlink(missing_ok=True)
+            with self._lock:
+                self._is_released = True
+                self.path.unlink(missing_ok=True)
 
 
 def live(own_folder: Path) -> list[Lease]:

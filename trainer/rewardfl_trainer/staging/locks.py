@@ -8,6 +8,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from rewardfl_trainer.staging.folders import opened_file
 _NAME_DIGITS = 15
 """So many hexadecimal digits of a place's name are the offset of its byte: 60 bits, of the 63 that a file has."""
 
-_BUSY = (errno.EAGAIN, errno.EACCES, errno.ENOLCK)
-"""ENOLCK: the file server has no lock left (EFS has 512 for a file); there will be one again."""
+_BUSY = (errno.EAGAIN, errno.EACCES)
+
+WITHOUT_LOCKS_SECONDS = 120.0
+"""So long a file server may have no lock left (ENOLCK; EFS has 512 for a file) before it is taken for one without locks."""
 
 
 class PlaceLocks:
@@ -33,6 +36,7 @@ class PlaceLocks:
         self._held: set[str] = set()
         self._open = ExitStack()
         self._descriptor = -1
+        self._without_since: float | None = None
 
     def take(self, name: str) -> bool:
         """Take the lock of the place with this name (hexadecimal digits) if nobody has it; return whether it was taken.
@@ -49,8 +53,9 @@ class PlaceLocks:
             try:
                 _set(self._descriptor, fcntl.F_WRLCK, name)
                 self._held.add(name)
+                self._without_since = None
             except OSError as error:
-                if error.errno not in _BUSY:
+                if error.errno not in _BUSY and not self._may_have_one_again(error):
                     raise
                 return False
             finally:
@@ -60,9 +65,19 @@ class PlaceLocks:
     def give(self, name: str) -> None:
         """Give a lock back."""
         with self._lock:
-            _set(self._descriptor, fcntl.F_UNLCK, name)
-            self._held.remove(name)
-            self._close_if_unused()
+            try:
+                _set(self._descriptor, fcntl.F_UNLCK, name)
+            finally:
+                self._held.remove(name)
+                self._close_if_unused()
+
+    def _may_have_one_again(self, error: OSError) -> bool:
+        """Whether the file server has no lock left, and has had none for a short time only."""
+        if error.errno != errno.ENOLCK:
+            return False
+        now = time.monotonic()
+        self._without_since = self._without_since or now
+        return now - self._without_since < WITHOUT_LOCKS_SECONDS
 
     def _close_if_unused(self) -> None:
         if not self._held:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from rewardfl_api.errors import RewardFLError
 from rewardfl_trainer.staging.buffers import Buffers
 from rewardfl_trainer.staging.cache import Cache, Source
 from rewardfl_trainer.staging.direct import DirectFile
 from rewardfl_trainer.staging.folders import opened_file
 from rewardfl_trainer.staging.meter import FileMeter, Meter
-from rewardfl_trainer.staging.part import RANGE_BYTES
+from rewardfl_trainer.staging.part import RANGE_BYTES, map_path
 from rewardfl_trainer.staging.plan import PlannedFile
 from rewardfl_trainer.staging.reading import Reader
 from rewardfl_trainer.staging.space import MismatchError, arriving
@@ -107,6 +108,7 @@ class SmallFiles:
 
     def _bring(self, planned: PlannedFile, meter: FileMeter, descriptors: ExitStack) -> _Arrived:
         """Read and verify a file, and write it to its part."""
+        self._reader.check()
         file, buffer = planned.file, self._buffers.take()
         try:
             with arriving(self._cache, planned.place, file, meter):
@@ -116,8 +118,9 @@ class SmallFiles:
                 sums.update(content)
                 if sums.wrong():
                     raise MismatchError(file.subject)
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-                descriptor = descriptors.enter_context(opened_file(self._cache.part_path(planned.place), flags))
+                path = self._cache.part_path(planned.place)
+                map_path(path).unlink(missing_ok=True)  # of a large file that had this name
+                descriptor = descriptors.enter_context(opened_file(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
                 part = DirectFile(descriptor)
                 part.write(buffer, file.size, 0)
                 part.cut(file.size)
@@ -126,15 +129,19 @@ class SmallFiles:
         return _Arrived(planned, meter, sums.sha256, descriptor)
 
     def _keep(self, arrived: Sequence[_Arrived]) -> None:
-        """Flush what has arrived and put it into the cache."""
+        """Flush what has arrived and put it into the cache; a file that cannot be flushed keeps no other out."""
         flushed: list[_Arrived] = []
-        try:
-            for each in arrived:
+        errors: list[Exception] = []
+        for each in arrived:
+            try:
                 with arriving(self._cache, each.planned.place, each.planned.file, each.meter):
                     os.fsync(each.descriptor)
                 flushed.append(each)
-        finally:
-            files = ((each.planned.place, each.planned.file, each.sha256) for each in flushed)
-            self._cache.commit_all({place: Source(file.version, file.size, sha256) for place, file, sha256 in files})
-            for each in flushed:
-                each.meter.done()
+            except (OSError, RewardFLError) as error:
+                errors.append(error)
+        files = ((each.planned.place, each.planned.file, each.sha256) for each in flushed)
+        self._cache.commit_all({place: Source(file.version, file.size, sha256) for place, file, sha256 in files})
+        for each in flushed:
+            each.meter.done()
+        if errors:
+            raise errors[0]

@@ -60,7 +60,7 @@ class _Crc:
 
     def __init__(self, kind: DigestKind) -> None:
         self._value, self._digits = 0, 16 if kind == "crc64nvme" else 8
-        # AWS's library is loaded where an object has one of the checksums that the standard library lacks
+        # an optional import of botocore's as well; only this part of it is loaded late
         module = zlib if kind == "crc32" else importlib.import_module("awscrt.checksums")
         self._next: Callable[[memoryview, int], int] = getattr(module, kind)
 
