@@ -9,6 +9,7 @@ import io
 import select
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -22,7 +23,7 @@ _END = b"\r\n\r\n"
 _WITHOUT_BODY = (http.client.NO_CONTENT, http.client.NOT_MODIFIED)
 
 
-class Answer:
+class Answer(ABC):
     """What a server answers.
 
     Attributes:
@@ -33,14 +34,14 @@ class Answer:
     status: int
     headers: dict[str, str]
 
+    @abstractmethod
     def readinto(self, into: memoryview) -> int:
         """Read some of the body to the beginning of `into`; return how many bytes that were, 0 at the end."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def is_whole(self) -> bool:
         """Whether the body was read to its end, and the connection can be used again."""
-        raise NotImplementedError
 
     def read(self, most: int) -> bytes:
         """Return the body, or so many bytes of it."""
