@@ -68,11 +68,15 @@ def in_chunks(body: bytes) -> bytes:
         ([b"HTTP/1.1 200 OK\r\nX: 1\r\nX: 2\r\n" + LENGTH + b"\r\n" + BODY], True),
         ([b"HTTP/1.1 200 OK\r\n" + LENGTH + LENGTH + b"\r\n" + BODY], True),
         ([b"HTTP/1.1 200 OK\r\nX: 1\r\n 2\r\n" + LENGTH + b"\r\n" + BODY], True),
+        ([b"HTTP/1.1 200 OK\nX: 1\nContent-Length: 256000\n", b"\n" + BODY], True),
+        ([b"HTTP/1.1 200 OK\r\nX: 1\n" + LENGTH + b"\r\n" + BODY], True),
+        ([b"HTTP/1.1 200 OK\r\n" + LENGTH.replace(b"\r", b"") + b"\r\n" + BODY], True),
     ],
     ids=[
         "in pieces", "at once", "the end of the head in two", "a long head", "closing", "closing among others", "chunked",
         "until the end", "HTTP 1.0",
         "after a 100", "a header twice", "its length twice", "a folded header",
+        "lines without carriage returns", "one such line", "one such line, the last",
     ],
 )  # fmt: skip
 def test_an_answer_is_read_whatever_its_form(pieces: Sequence[bytes], kept: bool) -> None:

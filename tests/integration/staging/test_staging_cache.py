@@ -13,7 +13,7 @@ import pytest
 
 from rewardfl_api.errors import ExitCode, Reason
 from rewardfl_api.trainer_config import TrainerConfig
-from rewardfl_trainer.staging.cache import Cache
+from rewardfl_trainer.staging.cache import OWN_FOLDER, Cache
 from rewardfl_trainer.staging.leases import kept
 from rewardfl_trainer.staging.stage import stage
 from tests.integration.cli.commands import rewardfl
@@ -247,6 +247,8 @@ def test_prune_removes_what_was_asked_for_and_nothing_that_is_used(tmp_path: Pat
     old = Path(staged.cache_dir) / "s3/endpoint/bucket/of-an-earlier-version.bin"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
+    cut = Path(staged.cache_dir) / OWN_FOLDER / "sources" / ("0" * 64)
+    cut.write_text('{"version": "v1", "si')
 
     assert rewardfl("cache", "prune", "--dir", staged.cache_dir, "--unused-for", "1d").stdout == "removed 0 contents, 0 B\n"
     would = json.loads(rewardfl("cache", "prune", "--dir", staged.cache_dir, "--all", "--dry-run", "-o", "json").stdout)
@@ -256,6 +258,7 @@ def test_prune_removes_what_was_asked_for_and_nothing_that_is_used(tmp_path: Pat
 
     assert [item["name"] for item in removed["removed"]] == [item["name"] for item in would["removed"]]
     assert not old.exists()
+    assert not cut.exists(), "a record that was cut by the end of its writer stays for ever"
     names = {name for item in removed["removed"] for name in item["names"]}
     assert names == {f"s3://{bucket.name}/{key}" for key in (*HIGH, f"{HIGH[0]}.config.json", LOW, TEXT_ENCODER)}
     assert everything - blobs(staged) == {digest(bucket.content[name.partition("/t-")[2].partition("/")[2]]) for name in names}

@@ -6,6 +6,7 @@ costs four times as much for a small one: its headers go through the parser of e
 
 import http.client
 import io
+import re
 import select
 import socket
 import ssl
@@ -19,7 +20,10 @@ HEAD_BYTES = 64 * 1024
 _FIRST_BYTES = 16 * 1024
 """What is read at first: the head, and of a small object the beginning of its content."""
 
-_END = b"\r\n\r\n"
+_END = re.compile(rb"\n\r?\n")
+"""An empty line. Its carriage return may be missing (RFC 9112, 2.2)."""
+
+_LONGEST_END = len(b"\n\r\n")
 _WITHOUT_BODY = (http.client.NO_CONTENT, http.client.NOT_MODIFIED)
 
 
@@ -97,9 +101,9 @@ class Connection:
             read = self._socket.recv_into(begun[count:])
             if not read:
                 raise http.client.RemoteDisconnected("the server closed the connection without an answer")
-            end = bytes(begun[max(0, count - len(_END)) : count + read]).find(_END)
-            if end >= 0:
-                return begun[: count + read], max(0, count - len(_END)) + end + len(_END)
+            searched = max(0, count - _LONGEST_END)
+            if end := _END.search(begun[searched : count + read]):
+                return begun[: count + read], searched + end.end()
             count += read
             if count == HEAD_BYTES:
                 raise http.client.LineTooLong("head of the answer")
@@ -157,7 +161,10 @@ class _Other(Answer):
 
 def _plain(begun: memoryview, end: int, connection: socket.socket) -> Answer | None:
     """Return the answer that begins so, if it is one with a Content-Length and nothing unusual."""
-    first, *lines = str(begun[: end - len(_END)], "latin-1").split("\r\n")
+    head = str(begun[:end], "latin-1")
+    first, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
+    if head.count("\n") != len(lines) + 2:  # a line ends without its carriage return
+        return None
     version, _, rest = first.partition(" ")
     code = rest[:3]
     if version != "HTTP/1.1" or not code.isdecimal() or int(code) < http.client.OK or int(code) in _WITHOUT_BODY:

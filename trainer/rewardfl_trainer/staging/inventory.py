@@ -210,9 +210,13 @@ def _removed(cache: Cache, held: Survey, item: Item, entry: Entry | None) -> boo
 
 
 def _forget_the_missing(cache: Cache, now_ns: int) -> None:
-    """Remove the records of contents that are gone, and those that nobody finished. The caller holds the gate."""
-    for path, sha256, _ in list(_records(cache)):
-        if cache.blob_status(sha256) is None:
+    """Remove the records of contents that are gone, and those that nobody finished. The caller holds the gate.
+
+    A record is written while the gate is held, so one that cannot be read was cut by the end of its writer.
+    """
+    contents = {path: sha256 for path, sha256, _ in _records(cache)}
+    for path in (cache.own / "sources").iterdir():
+        if path.suffix != FRESH and (path not in contents or cache.blob_status(contents[path]) is None):
             path.unlink(missing_ok=True)
     for kind in ("sources", "views"):
         for path in (cache.own / kind).glob(f"*{FRESH}"):
