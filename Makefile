@@ -108,6 +108,11 @@ generate: setup ## write the CRD, the documentation's tables and the chart's sch
 	$(BIN)/python -m rewardfl_api.docs --write $(DOC_FILES)
 	$(BIN)/python -m charts.generate --write
 
+.PHONY: docs
+docs: setup ## build the documentation's site into build/docs; open build/docs/index.html
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/python -m mkdocs build --quiet
+	echo "build/docs/index.html"
+
 .PHONY: check-generated
 check-generated: setup ## fail when a generated file is not current
 	@$(BIN)/python -m rewardfl_api.crd --check $(CRD_FILES)

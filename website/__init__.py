@@ -1,0 +1,1 @@
+"""What builds the documentation's site beside MkDocs and its theme."""
