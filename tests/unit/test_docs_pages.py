@@ -1,4 +1,4 @@
-"""What the pages show is real: manifests are valid, commands and their options exist, names of functions are defined where they say.
+"""What the pages show is real: manifests are valid, commands and options exist, names of functions are defined where they say.
 
 The rules that the pages follow are in CONTRIBUTING.md.
 """
