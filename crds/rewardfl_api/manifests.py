@@ -85,7 +85,12 @@ def read(files: list[str]) -> list[Document]:
     Raises:
         RewardFLError: a file cannot be read (exit code 66).
     """
-    return [document for file in files for document in _documents(file, _text(file))]
+    return [document for file in files for document in parse(_text(file), file)]
+
+
+def parse(text: str, file: str = "the text") -> list[Document]:
+    """Return the documents of a text as `read` returns those of a file; `file` is what it is called in messages."""
+    return list(_documents(file, text))
 
 
 def _text(file: str) -> str:

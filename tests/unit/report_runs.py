@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from rewardfl_api.metrics import StepMetrics
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.checkpoint import write_json
 from rewardfl_trainer.files import METRICS_FILE
-from rewardfl_trainer.report.data import Evaluation, Line, RunData, Sample
+from rewardfl_trainer.report.data import Evaluation, RunData, Sample
 from rewardfl_trainer.samples import SampleScore
 from rewardfl_trainer.timeline import RUN_FILE, History, Session
 from rewardfl_trainer.video import write_video
@@ -23,9 +24,9 @@ HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked =
 """A prompt that would run a script in a page which does not escape it."""
 
 
-def lines(steps: int, **values: Callable[[float], float | None]) -> list[Line]:
+def lines(steps: int, **values: Callable[[float], float | None]) -> list[StepMetrics]:
     """Lines of metrics; each value is a function of how much of the run is done, 0 to 1."""
-    return [Line(step, {name: value(step / steps) for name, value in values.items()}) for step in range(1, steps + 1)]
+    return [StepMetrics(step, {name: value(step / steps) for name, value in values.items()}) for step in range(1, steps + 1)]
 
 
 def sample(row: int = 0, draw: int = 0, score: float = 0.5, **fields: Any) -> Sample:
@@ -38,11 +39,11 @@ def evaluated(scores: Sequence[Sequence[float]], every: int = 10) -> dict[str, A
     for number, noises in enumerate(scores):
         step = number * every
         evaluations.append(Evaluation(step, [sample(draw=draw, score=score) for draw, score in enumerate(noises)]))
-        logged.append(Line(step, {"held_out_reward": sum(noises) / len(noises)}))
+        logged.append(StepMetrics(step, {"held_out_reward": sum(noises) / len(noises)}))
     return {"evaluations": evaluations, "lines": logged}
 
 
-def run_with(logged: list[Line], evaluations: Sequence[Sequence[float]] = (), every: int = 10, **training: Any) -> RunData:
+def run_with(logged: list[StepMetrics], evaluations: Sequence[Sequence[float]] = (), every: int = 10, **training: Any) -> RunData:
     """A run of these metrics, held-out scores and training parameters."""
     held_out = evaluated(evaluations, every)
     merged = sorted([*logged, *held_out["lines"]], key=lambda line: line.step)

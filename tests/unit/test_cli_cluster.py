@@ -14,7 +14,8 @@ from kubernetes.client.models import V1ObjectMeta, V1Pod
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from rewardfl_api.cli import app, text, watch
+from rewardfl_api import text
+from rewardfl_api.cli import app, watch
 from rewardfl_api.cli.describe import lines
 from rewardfl_api.client.errors import NotFoundError
 from rewardfl_api.client.history import INDEX_LABEL, Pod

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewardfl_api.cli import staged
+from rewardfl_api import staged
 from rewardfl_api.progress import FILE_NAME_MAX_CHARACTERS, FILES_SHOWN, PROGRESS_MAX_BYTES, Results, StagedFile, StagingProgress
 from rewardfl_trainer.progress import Reporter
 from rewardfl_trainer.staging.meter import Meter

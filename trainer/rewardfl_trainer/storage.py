@@ -33,6 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file that is stored: its size, and when it was written (seconds since the epoch)."""
+
+    bytes: int
+    written: float
+
+
+@dataclass(frozen=True)
 class Storage:
     """Writes to s3:// URIs of one S3 service, and to local paths.
 
@@ -112,17 +120,26 @@ class Storage:
         Raises:
             RewardFLError: as check_writable. A local folder that does not exist is empty.
         """
+        return {name: entry.bytes for name, entry in self.entries(folder).items()}
+
+    def entries(self, folder: str) -> dict[str, Entry]:
+        """Return every file below `folder` by its name; names that would lead outside of it are left out.
+
+        Raises:
+            RewardFLError: as check_writable. A local folder that does not exist is empty.
+        """
         source = self._parse(folder)
         if not source.is_remote:
             root = Path(source.path)
             paths = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-            return {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
+            return {path.relative_to(root).as_posix(): Entry(path.stat().st_size, path.stat().st_mtime) for path in paths}
         prefix = f"{source.path.rstrip('/')}/"
-        found: dict[str, int] = {}
+        found: dict[str, Entry] = {}
         with storage_errors(self.parameter, folder, endpoint_of(self.client)):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=source.location, Prefix=prefix):
-                found.update({entry["Key"].removeprefix(prefix): entry["Size"] for entry in page.get("Contents", [])})
-        return {name: size for name, size in found.items() if name and _is_contained(name)}
+                for item in page.get("Contents", []):
+                    found[item["Key"].removeprefix(prefix)] = Entry(item["Size"], item["LastModified"].timestamp())
+        return {name: entry for name, entry in found.items() if name and _is_contained(name)}
 
     def download_file(self, uri: str, local: Path) -> Path:
         """Copy the file at `uri` to `local`, whole or not at all, and return `local`.

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from ..errors import ExitCode, RewardFLError
 
 if TYPE_CHECKING:
-    from ..client.jobs import Jobs
+    from ..client.sync import Client
 
 UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment] # it has no public name of its own
 PLUGIN = "kubectl-rewardfl"
@@ -108,19 +108,18 @@ def reporting(command: str) -> Iterator[None]:
 @contextmanager
 def cluster(
     command: str, kubeconfig: str | None = None, context: str | None = None, namespace: str | None = None
-) -> Iterator["Jobs"]:
-    """Give the jobs of the cluster that is meant, and turn errors into one line and its exit code."""
+) -> Iterator["Client"]:
+    """Give a client of the cluster that is meant, and turn errors into one line and its exit code."""
     with reporting(command):
         try:
-            from ..client.connection import Connection
             from ..client.errors import ClientError
-            from ..client.jobs import Jobs
+            from ..client.sync import Client
         except ImportError as error:
             complain(command, f"{error}; install rewardfl[cli]")
             raise typer.Exit(int(ExitCode.FAILED)) from error
         try:
             logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings would stand beside our one line
-            yield Jobs(Connection.open(kubeconfig, context, namespace))
+            yield Client(namespace, context=context, kubeconfig=kubeconfig)
         except ClientError as error:
             complain(command, str(error))
             raise typer.Exit(int(error.exit_code)) from error

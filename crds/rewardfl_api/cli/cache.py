@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ExitCode
+from ..text import duration, plural, size, table
 from .app import FILES, app, complain, reporting, stop, trainer
 from .listing import as_json, as_yaml
-from .text import duration, plural, size, table
 
 if TYPE_CHECKING:
     from rewardfl_trainer.staging.inventory import Item

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import staged
+from .. import staged
+from ..text import duration, plural, size
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
-from .text import duration, plural, size
 
 if TYPE_CHECKING:
     from ..client.history import Event
@@ -21,13 +21,12 @@ LAST_EVENTS = 10
 @app.command(rich_help_panel=JOBS)
 def describe(name: JobName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Describe a job: what it does, why it failed or waits, what to do about it, its restarts and its last checkpoint."""
-    with cluster("describe", kubeconfig, context, namespace) as jobs:
+    with cluster("describe", kubeconfig, context, namespace) as client:
         from ..client.errors import ForbiddenError
-        from ..client.history import events
 
-        job = jobs.get(name)
+        job = client.get(name)
         try:
-            history = events(jobs.connection, job)
+            history = client.events(job)
         except ForbiddenError:
             history = None
         typer.echo("\n".join(lines(job, history)))

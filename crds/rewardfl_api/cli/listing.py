@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..text import duration, table
 from .app import JOBS, Context, Kubeconfig, Namespace, app, cluster, complain
-from .text import duration, table
 
 if TYPE_CHECKING:
     from ..client.view import Job
@@ -49,11 +49,11 @@ def list_jobs(
     """List RewardFLJobs: phase, step, progress, reward, time left and age."""
     if names and (everywhere or selector):
         raise typer.BadParameter("name jobs, or choose them with --all-namespaces or --selector, not both")
-    with cluster("list", kubeconfig, context, namespace) as jobs:
-        found = [jobs.get(name) for name in names] if names else jobs.find(everywhere=everywhere, selector=selector)
+    with cluster("list", kubeconfig, context, namespace) as client:
+        found = [client.get(name) for name in names] if names else client.list(everywhere=everywhere, selector=selector)
         found = _sorted(found, order)
         if not found and output in (Form.TABLE, Form.WIDE, Form.NAME):
-            complain("list", "no RewardFLJobs" + ("" if everywhere else f" in namespace {jobs.connection.namespace}"))
+            complain("list", "no RewardFLJobs" + ("" if everywhere else f" in namespace {client.namespace}"))
             return
         typer.echo(render(found, output, everywhere=everywhere, single=bool(names) and len(found) == 1))
 

@@ -36,19 +36,14 @@ def logs(
         raise typer.BadParameter("give --rank or --node, not both")
     if previous and follow:
         raise typer.BadParameter("an earlier attempt writes nothing more; leave --follow or --previous out")
-    with cluster("logs", kubeconfig, context, namespace) as jobs:
-        from ..client import logs as source
-        from ..client.errors import NotFoundError
-
-        job = jobs.get(name)
-        if rank is not None:
-            node = source.node_of_rank(job, rank)
-        elif node is not None and node >= job.nodes:
-            raise NotFoundError(f"{name} has no node {node}", f"its nodes are 0 to {job.nodes - 1}")
-        wanted = source.Selection(node, rank, container.value if container else None, previous, tail, timestamps)
-        lines = source.follow(jobs, job, wanted) if follow else source.read(jobs.connection, job, wanted)
+    with cluster("logs", kubeconfig, context, namespace) as client:
+        nodes = client.get(name).nodes
+        lines = client.logs(
+            name, rank=rank, node=node, follow=follow, container=container.value if container else None,
+            previous=previous, tail=tail, timestamps=timestamps,
+        )  # fmt: skip
         line = None
         for line in lines:
-            typer.echo(f"[node {line.pod.node}] {line.text}" if node is None and job.nodes > 1 else line.text)
+            typer.echo(f"[node {line.pod.node}] {line.text}" if node is None and rank is None and nodes > 1 else line.text)
         if line is None:
             complain("logs", "nothing has been written" + (f" by rank {rank}" if rank is not None else ""))

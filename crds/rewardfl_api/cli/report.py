@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..text import plural, size
 from .app import FILES, Context, Kubeconfig, Namespace, app, cluster, complain, reporting, trainer
-from .text import plural, size
 
 
 @app.command(rich_help_panel=FILES)
@@ -43,5 +43,5 @@ def _job(name: str, namespace: str | None, context: str | None, kubeconfig: str 
     from ..job import RewardFLJob
     from ..trainer_config import TrainerConfig
 
-    with cluster("report", kubeconfig, context, namespace) as jobs:
-        return TrainerConfig.from_job(RewardFLJob.parse(jobs.get(name).raw))
+    with cluster("report", kubeconfig, context, namespace) as client:
+        return TrainerConfig.from_job(RewardFLJob.parse(client.get(name).raw))

@@ -17,9 +17,9 @@ import typer
 
 from ..errors import RewardFLError
 from ..progress import StagingProgress
+from ..staged import summary
+from ..text import duration, plural, size
 from .app import FILES, app, complain, reporting, stop, trainer
-from .staged import summary
-from .text import duration, plural, size
 from .validate import checked
 
 INTERRUPTED = 130

@@ -31,14 +31,14 @@ def submit(
         manifests = _manifests(files, name, suspend=suspend)
     if wait and len(manifests) != 1:
         raise typer.BadParameter(f"--wait watches one job, and these are {len(manifests)}")
-    with cluster("submit", kubeconfig, context, namespace) as jobs:
+    with cluster("submit", kubeconfig, context, namespace) as client:
         from ..client.errors import ExistsError
 
         try:
             for manifest in manifests if len(manifests) > 1 else ():
-                jobs.create(manifest, dry_run=True)
+                client.submit(manifest, dry_run=True)
             for manifest in manifests:
-                created = jobs.create(manifest, dry_run=dry_run)
+                created = client.submit(manifest, dry_run=dry_run)
                 what = "would be created" if dry_run else "created, suspended" if created.is_suspended else "created"
                 typer.echo(f"rewardfljob.rewardfl.io/{created.name} {what} in namespace {created.namespace}")
         except ExistsError as error:
@@ -46,7 +46,7 @@ def submit(
             complain("submit", f"{error}; delete it (rewardfl delete {job}), or give another name with --name")
             stop(ExitCode.FAILED)
         if wait and not dry_run:
-            raise typer.Exit(until_end(jobs, created.name, "submit", created.namespace))
+            raise typer.Exit(until_end(client, created, "submit"))
 
 
 def _manifests(files: list[str], name: str | None, *, suspend: bool) -> list[Raw]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ExitCode, RewardFLError
+from ..text import plural, size
 from .app import JOBS, Context, Kubeconfig, Namespace, app, cluster, complain, reporting, stop, trainer
-from .text import plural, size
 
 if TYPE_CHECKING:
+    from ..checked import Checked
+    from ..client.sync import Client
     from ..manifests import Document
     from ..schema import Problem
 
@@ -35,23 +37,21 @@ class Form(StrEnum):
 
 @dataclass
 class Report:
-    """What was found of one document."""
+    """What was found of one document, by everything that was asked."""
 
-    document: "Document"
-    problems: list["Problem"]
+    found: "Checked"
     notes: list[str] = field(default_factory=list)
     estimate: Raw | None = None
 
     @property
-    def where(self) -> str:
-        """The document, as it is named in messages."""
-        return self.document.file if self.document.file != "-" else "standard input"
+    def document(self) -> "Document":
+        """The document."""
+        return self.found.document
 
-    def lines(self, several: bool) -> list[str]:
-        """The problems, one a line, in the order of the file."""
-        of = f" (document {self.document.number}{f', {self.document.name}' if self.document.name else ''})" if several else ""
-        places = sorted(((self.document.line(problem.path) or 0, problem) for problem in self.problems), key=lambda it: it[0])
-        return [f"{self.where}{f':{line}' if line else ''}{of}: {problem.text}" for line, problem in places]
+    @property
+    def problems(self) -> list["Problem"]:
+        """What is wrong with it."""
+        return self.found.problems
 
     def as_json(self) -> Raw:
         """The same for programs."""
@@ -91,9 +91,9 @@ def validate(
         reports = _reports("validate", files)
     sound = [report for report in reports if not report.problems]
     if server and sound:
-        with cluster("validate", kubeconfig, context, namespace) as jobs:
+        with cluster("validate", kubeconfig, context, namespace) as client:
             for report in sound:
-                _ask_server(report, jobs)
+                _ask_server(report, client)
     for report in [report for report in sound if not report.problems]:
         with reporting("validate"):
             if storage:
@@ -119,12 +119,12 @@ def checked(command: str, files: list[str], change: Callable[[Raw], Raw]) -> lis
         RewardFLError: a file cannot be read.
     """
     reports = _reports(command, files, change, only_jobs=True)
-    lines = [line for report in reports for line in report.lines(len(reports) > 1)]
+    lines = [line for report in reports for line in report.found.lines(len(reports) > 1)]
     for line in lines:
         complain(command, line)
     if lines:
         stop(ExitCode.BAD_CONFIGURATION)
-    return [change(report.document.body) for report in reports]
+    return [report.found.body for report in reports]
 
 
 def _reports(
@@ -132,14 +132,12 @@ def _reports(
 ) -> list[Report]:
     """Check every document; those of other kinds are named and left aside, or refused with `only_jobs`."""
     from .. import manifests
-    from ..validation import problems_of
+    from ..checked import check
 
     reports: list[Report] = []
     for document in manifests.read(files):
         if document.is_job:
-            body = change(document.body) if isinstance(document.body, dict) else document.body
-            broken = list(document.problems)
-            reports.append(Report(document, broken if document.body is None else [*broken, *problems_of(body)]))
+            reports.append(Report(check(document, change)))
             continue
         kind, where = document.body["kind"], f"{document.file}, document {document.number}"
         if only_jobs:
@@ -154,22 +152,22 @@ def _reports(
 
 def _tell(reports: list[Report]) -> None:
     for report in reports:
-        for line in report.lines(len(reports) > 1):
+        for line in report.found.lines(len(reports) > 1):
             typer.echo(line)
         if not report.problems:
-            typer.echo(f"{report.where}: RewardFLJob {report.document.name} is valid")
+            typer.echo(f"{report.found.where}: RewardFLJob {report.document.name} is valid")
         for note in report.notes:
             typer.echo(f"  {note}")
 
 
-def _ask_server(report: Report, jobs: Any) -> None:
+def _ask_server(report: Report, client: "Client") -> None:
     """Let the API server check a job without writing it."""
     from ..client.errors import RefusedError
     from ..schema import Problem
 
     try:
-        jobs.check(report.document.body)
-        report.notes.append(f"the API server {jobs.connection.server} accepts it")
+        client.check(report.document.body)
+        report.notes.append(f"the API server {client.connection.server} accepts it")
     except RefusedError as error:
         report.problems.append(Problem((), str(error)))
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .. import staged
+from ..client.progress import line, metrics
 from ..errors import ExitCode
 from ..progress import StagingProgress
-from . import staged
+from ..text import duration, size
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
-from .text import duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..client.jobs import Jobs
+    from ..client.sync import Client
     from ..client.view import Job
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -26,41 +27,31 @@ BAR_WIDTH = 50
 BARS = 8
 """Bars of files at once: as many as are fetched at once."""
 
-METRICS = ("reward", "loss", "kl", "gradNorm", "secondsPerStep", "noFaceFraction", "heldOutReward")
-SHOWN_WHEN_ABOVE_ZERO = ("noFaceFraction",)
-
 
 @app.command(rich_help_panel=JOBS)
 def watch(name: JobName, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Watch a job until it ends. Exit code 0: it succeeded; 1: it failed. Ctrl-C leaves the job alone."""
-    with cluster("watch", kubeconfig, context, namespace) as jobs:
-        raise typer.Exit(until_end(jobs, name, "watch"))
+    with cluster("watch", kubeconfig, context, namespace) as client:
+        raise typer.Exit(until_end(client, name, "watch"))
 
 
-def until_end(jobs: "Jobs", name: str, command: str, namespace: str | None = None) -> int:
+def until_end(client: "Client", job: "Job | str", command: str) -> int:
     """Show a job until it has ended, and return the exit code.
 
     Raises:
         ClientError: there is no such job, it was deleted, or the cluster cannot be asked.
     """
-    changes = _to_the_end(jobs.watch(name, namespace))
+    changes = client.watch(job)
+    from ..client.errors import JobFailedError
+
     last = _draw(changes) if sys.stdout.isatty() else _print(changes)
     if last.phase == "Succeeded":
         results = last.status.results
         where = (results.lora if results is not None else None) or last.raw["spec"].get("output", "")
-        typer.echo(f"{name} succeeded after {_ran(last)}: {where}")
+        typer.echo(f"{last.name} succeeded after {_ran(last)}: {where}")
         return ExitCode.DONE
-    complain(
-        command, f"{name} failed: {last.reason}: {last.message.rstrip('.')}; see rewardfl describe {name} -n {last.namespace}"
-    )
+    complain(command, str(JobFailedError(last, f"see rewardfl describe {last.name} -n {last.namespace}")))
     return ExitCode.FAILED
-
-
-def _to_the_end(changes: "Iterator[Job]") -> "Iterator[Job]":
-    for job in changes:
-        yield job
-        if job.has_ended:
-            return
 
 
 def _ran(job: "Job") -> str:
@@ -80,31 +71,6 @@ def _print(changes: "Iterator[Job]") -> "Job":
             sys.stdout.flush()
         before, last = text, job
     return last
-
-
-def line(job: "Job") -> str:
-    """Return what there is to say of a job in one line."""
-    status = job.status
-    parts = [job.phase or "new"]
-    if job.phase == "Staging" and status.staging is not None:
-        parts.append(staged.summary(status.staging))
-    elif status.progress and job.phase not in ("Pending", "Queued"):
-        parts.append(f"step {status.progress} ({status.percent or 0}%)")
-        parts += [f"{name} {value:.4g}" for name, value in _metrics(job)]
-    if status.eta and job.phase != "Staging":
-        parts.append(f"eta {status.eta}")
-    if status.restarts:
-        parts.append(f"restarts {status.restarts}")
-    expected = job.reason in (job.phase, "Completed")
-    if not expected and job.reason:
-        parts.append(f"{job.reason}: {job.message}" if job.message else job.reason)
-    return "  ".join(" ".join(part.split()) for part in parts)
-
-
-def _metrics(job: "Job") -> list[tuple[str, float]]:
-    metrics = job.status.metrics
-    found = metrics.to_kubernetes() if metrics is not None else {}
-    return [(name, found[name]) for name in METRICS if name in found and (found[name] or name not in SHOWN_WHEN_ABOVE_ZERO)]
 
 
 def _draw(changes: "Iterator[Job]") -> "Job":
@@ -146,7 +112,7 @@ def picture(job: "Job", rewards: list[float]) -> "RenderableType":
         text = f"{status.progress or ''}  {status.percent}%"
         bar.add_row(ProgressBar(total=100, completed=status.percent, width=BAR_WIDTH), text, eta)
         rows.append(bar)
-    if found := _metrics(job):
+    if found := metrics(job):
         rows.append(Text("  ".join(f"{name} {value:.4g}" for name, value in found)))
     if len(rewards) > 1:
         rows.append(Text(f"reward {sparks(rewards)}  {min(rewards):.3f} to {max(rewards):.3f}", style="dim"))

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from .errors import (
     RefusedError,
     UnreachableError,
 )
+from .halt import Halt
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
-TIMEOUTS = (CONNECT_SECONDS, READ_SECONDS)
 CONNECT_RETRIES = 1
 MAX_CONNECTIONS = 128
 """Logs of so many pods can be followed over connections of their own."""
@@ -36,7 +36,7 @@ DEFAULT_NAMESPACE = "default"
 INSTALL_HINT = "install the chart: helm install rewardfl charts/rewardfl"
 
 HTTP_BAD_REQUEST, HTTP_UNAUTHORIZED, HTTP_FORBIDDEN, HTTP_NOT_FOUND = 400, 401, 403, 404
-HTTP_CONFLICT, HTTP_UNPROCESSABLE, HTTP_TOO_MANY_REQUESTS, HTTP_SERVER_ERROR = 409, 422, 429, 500
+HTTP_CONFLICT, HTTP_GONE, HTTP_UNPROCESSABLE, HTTP_TOO_MANY_REQUESTS, HTTP_SERVER_ERROR = 409, 410, 422, 429, 500
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,22 @@ class Connection:
     api: ApiClient
     namespace: str
     server: str
+    halt: Halt = field(default_factory=Halt)
+    """Ends what is waited for over this connection."""
+
+    @property
+    def timeouts(self) -> tuple[float, float]:
+        """How long a request may take to connect, and to bring something new."""
+        return self.halt.at_most(CONNECT_SECONDS), self.halt.at_most(READ_SECONDS)
+
+    def close(self) -> None:
+        """Close what is open. A later request opens it again."""
+        api: Any = self.api  # the stubs do not know what it is made of
+        api.rest_client.pool_manager.clear()
+
+    def with_halt(self, halt: Halt) -> "Connection":
+        """Return the same connection, of which the waiting is ended by `halt`."""
+        return replace(self, halt=halt)
 
     @classmethod
     def open(cls, kubeconfig: str | None = None, context: str | None = None, namespace: str | None = None) -> "Connection":
@@ -96,7 +112,7 @@ class Connection:
             return ExistsError(f"{what} exists already")
         if status in (HTTP_BAD_REQUEST, HTTP_CONFLICT, HTTP_UNPROCESSABLE):
             return RefusedError(f"the API server refuses {what}: {said}")
-        if status >= HTTP_SERVER_ERROR or status == HTTP_TOO_MANY_REQUESTS:
+        if status >= HTTP_SERVER_ERROR or status in (HTTP_TOO_MANY_REQUESTS, HTTP_GONE):
             return UnreachableError(f"the API server {self.server} answers with {status}: {said}", "try again")
         return RefusedError(f"the API server answers with {status}: {said}")
 
@@ -114,7 +130,7 @@ class Connection:
     def _knows_jobs(self) -> bool:
         """Whether the definition is installed. Whoever may not touch jobs is told "forbidden" where there is none, too."""
         try:
-            CustomObjectsApi(self.api).get_api_resources(GROUP, VERSION, _request_timeout=TIMEOUTS)
+            CustomObjectsApi(self.api).get_api_resources(GROUP, VERSION, _request_timeout=self.timeouts)
         except ApiException as error:
             return error.status != HTTP_NOT_FOUND
         except (urllib3.exceptions.HTTPError, OSError):

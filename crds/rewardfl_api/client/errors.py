@@ -1,6 +1,12 @@
 """What can go wrong between a user and a cluster, each as one line that says what to do, with an exit code."""
 
+from typing import TYPE_CHECKING
+
 from ..errors import ExitCode
+from ..schema import Problem
+
+if TYPE_CHECKING:
+    from .view import Job
 
 
 class ClientError(Exception):
@@ -54,3 +60,34 @@ class RefusedError(ClientError):
 
 class DeletedError(ClientError):
     """The job was deleted while it was watched."""
+
+
+class InvalidJobError(ClientError):
+    """What was to be submitted is wrong; nothing was sent.
+
+    Attributes:
+        problems: each field that is wrong, with its value and what to do.
+    """
+
+    exit_code = ExitCode.BAD_CONFIGURATION
+
+    def __init__(self, message: str, hint: str = "", problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.problems = problems
+
+
+class JobFailedError(ClientError):
+    """The job that was waited for has failed.
+
+    Attributes:
+        job: how it ended.
+        reason: why, in one word of docs/operations.md.
+    """
+
+    def __init__(self, job: "Job", hint: str) -> None:
+        super().__init__(f"{job.name} failed: {job.reason}: {job.message.rstrip('.')}", hint)
+        self.job, self.reason = job, job.reason
+
+
+class MissingExtraError(ClientError):
+    """A package that this needs is not installed."""

@@ -7,7 +7,7 @@ from kubernetes.client import CoreV1Api
 from kubernetes.client.models import V1ContainerStatus, V1Pod
 
 from ..job import GROUP, KIND
-from .connection import TIMEOUTS, Connection
+from .connection import Connection
 from .view import Job
 
 JOB_LABEL = f"{GROUP}/job-name"
@@ -85,7 +85,7 @@ def events(connection: Connection, job: Job) -> list[Event]:
     selector = f"involvedObject.kind={KIND},involvedObject.name={job.name}"
     with connection.errors(f"the events of {job.name}"):
         answer = CoreV1Api(connection.api).list_namespaced_event(
-            job.namespace, field_selector=selector, _request_timeout=TIMEOUTS
+            job.namespace, field_selector=selector, _request_timeout=connection.timeouts
         )
     found = [
         Event(
@@ -109,6 +109,6 @@ def pods(connection: Connection, job: Job) -> list[Pod]:
     """
     with connection.errors(f"the pods of {job.name}"):
         answer = CoreV1Api(connection.api).list_namespaced_pod(
-            job.namespace, label_selector=f"{JOB_LABEL}={job.name}", _request_timeout=TIMEOUTS
+            job.namespace, label_selector=f"{JOB_LABEL}={job.name}", _request_timeout=connection.timeouts
         )
     return sorted((Pod(item) for item in answer.items), key=lambda pod: (pod.node, pod.created))

@@ -11,7 +11,7 @@ import urllib3
 from kubernetes.client import ApiException, CustomObjectsApi
 
 from ..job import GROUP, KIND, PLURAL, VERSION
-from .connection import CONNECT_SECONDS, TIMEOUTS, Connection
+from .connection import CONNECT_SECONDS, Connection
 from .errors import ClientError, DeletedError, ExistsError, NotFoundError, UnreachableError
 from .view import Job, Raw
 
@@ -37,6 +37,10 @@ class Jobs:
         self.connection = connection
         self._api: Any = CustomObjectsApi(connection.api)  # the types of the stubs lack what is used here
 
+    @property
+    def _timeouts(self) -> tuple[float, float]:
+        return self.connection.timeouts
+
     def get(self, name: str, namespace: str | None = None) -> Job:
         """Return one job.
 
@@ -48,7 +52,7 @@ class Jobs:
         try:
             with self.connection.errors(_named(namespace, name)):
                 answer = self._api.get_namespaced_custom_object(
-                    GROUP, VERSION, namespace, PLURAL, name, _request_timeout=TIMEOUTS
+                    GROUP, VERSION, namespace, PLURAL, name, _request_timeout=self._timeouts
                 )
         except NotFoundError as error:
             raise self._with_close_names(error, name, namespace) from error
@@ -83,7 +87,7 @@ class Jobs:
         with self.connection.errors(_named(namespace, metadata["name"])):
             answer = self._api.create_namespaced_custom_object(
                 GROUP, VERSION, namespace, PLURAL, manifest, field_manager=FIELD_MANAGER, field_validation="Strict",
-                dry_run="All" if dry_run else None, _request_timeout=TIMEOUTS,
+                dry_run="All" if dry_run else None, _request_timeout=self._timeouts,
             )  # fmt: skip
         return Job(dict(answer))
 
@@ -118,19 +122,29 @@ class Jobs:
         namespace = namespace or self.connection.namespace
         try:
             with self.connection.errors(_named(namespace, name)):
-                self._api.delete_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name, _request_timeout=TIMEOUTS)
+                self._api.delete_namespaced_custom_object(
+                    GROUP, VERSION, namespace, PLURAL, name, _request_timeout=self._timeouts
+                )
         except NotFoundError as error:
             raise self._with_close_names(error, name, namespace) from error
 
     def watch(self, name: str, namespace: str | None = None) -> Iterator[Job]:
-        """Yield the job as it is now, and each time that it changes. Ends only by an error, or when the caller stops.
+        """Yield the job as it is now, and each time that it changes; see `changes`.
 
         Raises:
             NotFoundError: there is no such job.
+            ClientError: as `changes`.
+        """
+        yield from self.changes(self.get(name, namespace))
+
+    def changes(self, job: Job) -> Iterator[Job]:
+        """Yield a job that was read, and each time that it changes. Ends only by an error, or when the caller stops.
+
+        Raises:
             DeletedError: it was deleted, or another of the same name took its place.
             ClientError: the cluster cannot be asked, and could not for PATIENCE_SECONDS.
+            HaltedError: the connection's halt was told to end it.
         """
-        job = self.get(name, namespace)
         yield job
         failed_since: float | None = None
         tries = 0
@@ -142,26 +156,28 @@ class Jobs:
                     if newer.metadata.resource_version != job.metadata.resource_version:
                         job = newer
                         yield job
-                time.sleep(max(SHORTEST_WATCH_SECONDS - (time.monotonic() - began), 0))
+                self.connection.halt.pause(max(SHORTEST_WATCH_SECONDS - (time.monotonic() - began), 0))
             except UnreachableError:
                 failed_since = failed_since or time.monotonic()
                 if time.monotonic() - failed_since > PATIENCE_SECONDS:
                     raise
-                time.sleep(BACK_OFF_SECONDS[min(tries, len(BACK_OFF_SECONDS) - 1)])
+                self.connection.halt.pause(BACK_OFF_SECONDS[min(tries, len(BACK_OFF_SECONDS) - 1)])
                 tries += 1
 
     def _changes(self, job: Job) -> Iterator[Job]:
         """Yield what one watch sees after a fresh look: whatever the watch before it has missed is found by that."""
+        halt = self.connection.halt
         current = self._again(job)
         yield current
         with self.connection.errors(_named(job.namespace, job.name)):
             answer = self._api.list_namespaced_custom_object(
                 GROUP, VERSION, job.namespace, PLURAL, field_selector=f"metadata.name={job.name}", watch=True,
                 resource_version=current.metadata.resource_version, timeout_seconds=WATCH_SECONDS,
-                _preload_content=False, _request_timeout=(CONNECT_SECONDS, WATCH_SECONDS + WATCH_MARGIN_SECONDS),
+                _preload_content=False, _request_timeout=(CONNECT_SECONDS, halt.at_most(WATCH_SECONDS + WATCH_MARGIN_SECONDS)),
             )  # fmt: skip
-        with contextlib.closing(answer), contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
+        with halt.reading(answer), contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
             for event in _events(answer):
+                halt.check()
                 if event["type"] == "DELETED":
                     raise _deleted(job)
                 if event["type"] == "ERROR":
@@ -178,11 +194,11 @@ class Jobs:
         with self.connection.errors(f"{PLURAL}.{GROUP}"):
             if where:
                 answer = self._api.list_namespaced_custom_object(
-                    GROUP, VERSION, where["namespace"], PLURAL, _request_timeout=TIMEOUTS, **query
+                    GROUP, VERSION, where["namespace"], PLURAL, _request_timeout=self._timeouts, **query
                 )
             else:
                 answer = self._api.list_custom_object_for_all_namespaces(
-                    GROUP, VERSION, PLURAL, _request_timeout=TIMEOUTS, **query
+                    GROUP, VERSION, PLURAL, _request_timeout=self._timeouts, **query
                 )
         return dict(answer)
 
@@ -192,7 +208,8 @@ class Jobs:
             with self.connection.errors(_named(namespace, name)):
                 answer = self._api.patch_namespaced_custom_object(
                     GROUP, VERSION, namespace, PLURAL, name, patch, field_manager=FIELD_MANAGER, field_validation="Strict",
-                    dry_run="All" if dry_run else None, _content_type="application/merge-patch+json", _request_timeout=TIMEOUTS,
+                    dry_run="All" if dry_run else None, _content_type="application/merge-patch+json",
+                    _request_timeout=self._timeouts,
                 )  # fmt: skip
         except NotFoundError as error:
             raise self._with_close_names(error, name, namespace) from error

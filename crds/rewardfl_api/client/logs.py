@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from kubernetes.client import CoreV1Api
 
 from .connection import CONNECT_SECONDS, READ_SECONDS, Connection
 from .errors import NotFoundError, UnreachableError
+from .halt import Halt, HaltedError
 from .history import STAGE, TRAINER, Pod, pods
 from .jobs import Jobs
 from .view import Job
@@ -87,19 +88,31 @@ def follow(jobs: Jobs, job: Job, wanted: Selection) -> Iterator[Line]:
 
     Raises:
         ClientError: the job was deleted, or the cluster cannot be asked.
+        HaltedError: the connection's halt was told to end it.
     """
+    halt = Halt()
+    try:
+        yield from _followed_lines(jobs, job, wanted, halt)
+    finally:
+        halt.now()
+
+
+def _followed_lines(jobs: Jobs, job: Job, wanted: Selection, halt: Halt) -> Iterator[Line]:
+    """Yield the lines of threads that read a log each, and that `halt` ends."""
     lines: queue.Queue[Line] = queue.Queue(maxsize=10_000)
     followed: dict[tuple[str, str], threading.Thread] = {}
     failures: list[Exception] = []
+    connection = jobs.connection.with_halt(halt)
     while True:
         with contextlib.suppress(UnreachableError):
             job = jobs.get(job.name, job.namespace)
             for pod in choose(pods(jobs.connection, job), wanted, None):
                 for container in _followed(pod, wanted):
                     if (pod.uid, container) not in followed and pod.has_started(container):
-                        source = _Source(jobs.connection, job.namespace, pod, container, wanted)
-                        followed[pod.uid, container] = _start(source, lines.put, failures)
+                        source = _Source(connection, job.namespace, pod, container, wanted)
+                        followed[pod.uid, container] = _start(source, lines, failures)
         yield from _waiting(lines, POLL_SECONDS)
+        jobs.connection.halt.check()
         if failures:
             raise failures[0]
         if (job.has_ended or job.is_suspended) and not any(thread.is_alive() for thread in followed.values()):
@@ -178,7 +191,19 @@ class _Source:
             if not follow or self._is_over():
                 return
             since = int(time.monotonic() - began) + OVERLAP_SECONDS
-            time.sleep(RECONNECT_SECONDS)
+            self._connection.halt.pause(RECONNECT_SECONDS)
+
+    def put(self, lines: "queue.Queue[Line]", line: Line) -> None:
+        """Hand on a line, as soon as there is room.
+
+        Raises:
+            HaltedError: nobody takes lines any more.
+        """
+        while True:
+            self._connection.halt.check()
+            with contextlib.suppress(queue.Full):
+                lines.put(line, timeout=POLL_SECONDS)
+                return
 
     def _connected(self, follow: bool, since: int | None) -> Iterator[str]:
         with self._connection.errors(f"the log of {self.pod.name}"):
@@ -188,7 +213,7 @@ class _Source:
                 tail_lines=self._tail(follow) if since is None else None, since_seconds=since,
                 _preload_content=False, _request_timeout=(CONNECT_SECONDS, FOLLOWED_SECONDS if follow else READ_SECONDS),
             )  # fmt: skip
-        with contextlib.closing(answer):
+        with self._connection.halt.reading(answer):
             for stamped in _lines(answer):
                 stamp, _, text = stamped.partition(" ")
                 if stamp <= self._seen:
@@ -214,15 +239,15 @@ class _Source:
         return now.uid != self.pod.uid or now.has_ended(self.container)
 
 
-def _start(source: _Source, put: Callable[[Line], None], failures: list[Exception]) -> threading.Thread:
-    """Read a log in a thread of its own. Ends with the program when that is interrupted."""
+def _start(source: _Source, lines: "queue.Queue[Line]", failures: list[Exception]) -> threading.Thread:
+    """Read a log in a thread of its own. Ends when nobody wants its lines any more, and with the program."""
 
     def run() -> None:
         try:
             for text in source.lines(follow=True):
-                put(Line(source.pod, source.container, text))
-        except NotFoundError:
-            return  # the pod went away: what it wrote is gone with it
+                source.put(lines, Line(source.pod, source.container, text))
+        except (NotFoundError, HaltedError):
+            return  # the pod went away, and what it wrote with it; or nobody wants to know
         except Exception as error:
             failures.append(error)
 

@@ -25,11 +25,15 @@ Model = TypeVar("Model", bound=ApiModel)
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
     """A job that was read. `raw` is what the API server answered."""
 
     raw: Raw
+
+    def __repr__(self) -> str:
+        step = f", step {self.status.progress}" if self.status.progress else ""
+        return f"<RewardFLJob {self.namespace}/{self.name}: {self.phase or 'new'}{step}>"
 
     @cached_property
     def metadata(self) -> ObjectMeta:

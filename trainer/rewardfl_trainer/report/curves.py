@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .data import Line, RunData
+from rewardfl_api.metrics import StepMetrics
+
+from .data import RunData
 
 MAX_POINTS = 800
 """Of a series; more cannot be told apart on a screen."""
@@ -74,7 +76,7 @@ class Spread:
     """How many noises it spreads over; with one there is no spread."""
 
 
-def series(lines: Iterable[Line], name: str) -> Series:
+def series(lines: Iterable[StepMetrics], name: str) -> Series:
     """Return what was logged under a name."""
     found = [(line.step, value) for line in lines if (value := line.values.get(name)) is not None]
     return Series([step for step, _ in found], [value for _, value in found])
@@ -95,7 +97,7 @@ def held_out(run: RunData) -> Spread:
     )
 
 
-def parts(lines: Sequence[Line]) -> dict[str, Series]:
+def parts(lines: Sequence[StepMetrics]) -> dict[str, Series]:
     """Return the seconds of a step by part, in the order of a step; of parts that were measured."""
     return {name: found for name in PARTS if (found := series(lines, SECONDS + name))}
 

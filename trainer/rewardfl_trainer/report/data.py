@@ -3,7 +3,6 @@
 Names and prompts come from the user's dataset and are hostile; here they are only carried. Draws nothing and judges nothing.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from rewardfl_api.base import ApiModel
+from rewardfl_api.metrics import StepMetrics, of_text
 from rewardfl_api.trainer_config import CONFIG_KEY
 
 from ..files import METRICS_FILE, SAMPLES_FOLDER
@@ -62,14 +62,6 @@ class Sample(ApiModel):
 
 
 _SAMPLES: TypeAdapter[list[Sample]] = TypeAdapter(list[Sample])
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of metrics.jsonl. What was not finite is None."""
-
-    step: int
-    values: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ class RunData:
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     """The trainer's configuration as the user wrote it, by the trainer's names; empty where it is not known."""
-    lines: list[Line] = field(default_factory=list)
+    lines: list[StepMetrics] = field(default_factory=list)
     """The metrics, by step."""
     before: list[Sample] = field(default_factory=list)
     """Sample videos of trained rows before training."""
@@ -231,22 +223,8 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _lines(path: Path) -> list[Line]:
-    """Return the metrics. A line that was cut off is left out; of two lines of a step the newer counts."""
-    by_step: dict[int, Line] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(text)
-            step = int(content.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-        values = {str(name): _number(value) for name, value in content.items()}
-        by_step[step] = Line(step, values)
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None  # NaN compares false
+def _lines(path: Path) -> list[StepMetrics]:
+    return of_text(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _samples(path: Path) -> list[Sample]:

@@ -1,8 +1,8 @@
-"""How far staging is, written for people: by `rewardfl watch`, `describe` and `stage` alike. Asks nobody."""
+"""How far staging is, written for people: by the command line and the client alike. Asks nobody."""
 
 from collections.abc import Iterator
 
-from ..progress import StagedFile, StagingProgress
+from .progress import StagedFile, StagingProgress
 from .text import duration, plural, size
 
 NAME_WIDTH = 60
