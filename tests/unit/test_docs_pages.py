@@ -8,6 +8,7 @@ import copy
 import json
 import re
 import shlex
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from rewardfl_api.job import API_VERSION, KIND
 from rewardfl_api.spec import RewardFLJobSpec
 from rewardfl_api.training import TrainingParameters
 from rewardfl_api.validation import problems_of
+from rewardfl_trainer.tiny.spec import DIT_KWARGS
 from tests.cluster.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -33,6 +35,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)`
 OTHER_FILE = re.compile(r"# \S+\.(yaml|yml|json)\b")
 INLINE = re.compile(r"`([^`\n]+)`")
 CODE_LINK = re.compile(r"\[`(?P<name>[\w.]+)(?:\(\))?`\]\((?P<target>[^)#]+\.py)\)")
+PAGE_NAME = re.compile(r"docs/[\w/-]+\.md")
 END_OF_COMMAND = re.compile(r"\s#|\s?[|>;&]|\s+or:?\s|,\s|\.\.\.")
 SPEC_FIELDS = {field.alias or name for name, field in RewardFLJobSpec.model_fields.items()}
 PARAMETERS = {field.alias or name for name, field in TrainingParameters.model_fields.items()}
@@ -183,3 +186,18 @@ def test_the_benchmarks_at_a_glance_are_those_of_the_pages() -> None:
         f"`kl_steps: sampled` | {trainer['flops_ratio_kl_all']:.2f}; {trainer['flops_ratio_kl_sampled']:.2f}",
     ]
     assert [figure for figure in wanted if figure not in text] == []
+
+
+def test_the_sidecar_that_is_shown_is_one_of_the_tiny_family() -> None:
+    (block,) = blocks(DOCS / "tiny-models.md", "json")
+    assert json.loads(block) == {"model_name": "wan_video_dit", "extra_kwargs": DIT_KWARGS}
+
+
+def test_every_page_that_code_and_charts_point_to_exists() -> None:
+    kept = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    )
+    files = [REPOSITORY / name for name in kept if name.endswith((".py", ".yaml", ".tpl", ".txt", ".md", "file", ".toml"))]
+    named = {name for file in files if file.is_file() for name in PAGE_NAME.findall(file.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    assert {name for name in named if not (REPOSITORY / name).is_file()} == set()
