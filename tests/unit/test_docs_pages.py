@@ -12,7 +12,7 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -22,6 +22,7 @@ import yaml
 from rewardfl_api.cli.app import app
 from rewardfl_api.job import API_VERSION, KIND
 from rewardfl_api.spec import RewardFLJobSpec
+from rewardfl_api.status import ConditionType
 from rewardfl_api.training import TrainingParameters
 from rewardfl_api.validation import problems_of
 from rewardfl_trainer.tiny.spec import DIT_KWARGS
@@ -201,3 +202,28 @@ def test_every_page_that_code_and_charts_point_to_exists() -> None:
     named = {name for file in files if file.is_file() for name in PAGE_NAME.findall(file.read_text(encoding="utf-8"))}
     assert len(named) > 20
     assert {name for name in named if not (REPOSITORY / name).is_file()} == set()
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading."""
+    text = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_every_type_of_condition_is_explained() -> None:
+    assert [INLINE.findall(first)[0] for first, *_ in rows(DOCS / "operations.md", "Conditions")] == list(get_args(ConditionType))
+
+
+def test_the_operators_rights_are_told_as_the_chart_gives_them() -> None:
+    template = (REPOSITORY / "charts" / "rewardfl" / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
+    rules = yaml.safe_load(template.partition('define "rewardfl.rules" -}}')[2].partition("{{- end")[0])
+    given = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    told = {
+        (resource, verb)
+        for resources, verbs in rows(DOCS / "security.md", "The operator's rights")
+        for resource in INLINE.findall(resources)
+        for verb in re.sub(r"\([^)]*\)|;|, its own.*| of its own", ",", verbs).replace(",", " ").split()
+    }
+    leases = {("leases", verb) for verb in ("create", "get", "update")}
+    assert told == given | leases
