@@ -156,6 +156,19 @@ def test_every_make_target_on_a_page_exists(page: Path) -> None:
 
 
 @EACH_PAGE
+def test_every_value_of_the_chart_that_a_page_sets_exists(page: Path) -> None:
+    values = yaml.safe_load((REPOSITORY / "charts" / "rewardfl" / "values.yaml").read_text(encoding="utf-8"))
+    commands_of_others = re.compile(r"helm \w+ (?!rewardfl)\S+")
+    lines = [line for line in code_lines(page) if not commands_of_others.match(line)]
+    named = {name for line in lines for name in re.findall(r"--set '?([a-zA-Z.]+)=", line)}
+    assert {name for name in named if not _has(values, name.split("."))} == set()
+
+
+def _has(values: Any, path: list[str]) -> bool:
+    return not path or (isinstance(values, dict) and path[0] in values and _has(values[path[0]], path[1:]))
+
+
+@EACH_PAGE
 def test_a_name_that_leads_to_a_python_file_is_defined_there(page: Path) -> None:
     for link in CODE_LINK.finditer(page.read_text(encoding="utf-8")):
         file = (page.parent / link["target"]).resolve()
