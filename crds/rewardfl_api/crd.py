@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from .crd_edits import edit_rules
+from .guard import FACELESS_REWARD
 from .job import GROUP, KIND, NAME_MAX_CHARACTERS, PLURAL, VERSION, RewardFLJob
 from .parameters import EXPORT_FORMATS
 from .spec import RewardFLJobSpec
@@ -258,6 +259,38 @@ def _spec_rules() -> list[dict[str, str]]:
             messageExpression="'training.trainBatchSize=%d: must equal perDeviceTrainBatchSize %d * gradientAccumulationSteps %d "
             "* world size %d'.format([self.training.trainBatchSize, self.training.perDeviceTrainBatchSize, "
             f"self.training.gradientAccumulationSteps, {world}])",
+        ),
+        *_guard_rules(),
+    ]
+
+
+def _guard_rules() -> list[dict[str, str]]:
+    """The rules of the guard look at what is measured."""
+    return [
+        _rule(
+            "!has(self.guard) || has(self.guard.heldOut) || has(self.guard.kl) || has(self.guard.noFace)",
+            "guard: watches nothing; give heldOut, kl or noFace as well, or remove guard",
+        ),
+        _rule(
+            "!has(self.guard) || !has(self.guard.heldOut) || "
+            "(has(self.training.evalSteps) && (self.training.evalRows > 0 || has(self.training.evalDataset)))",
+            "guard.heldOut: no held-out reward is measured while training; set training.evalSteps and training.evalRows "
+            "(or evalDataset)",
+        ),
+        _rule(
+            "!has(self.guard) || !has(self.guard.heldOut) || self.guard.heldOut.minDelta > 0.0 || "
+            "self.training.evalRows * self.training.evalNoiseSeeds != 1",
+            "guard.heldOut.minDelta=0: one evaluation video cannot tell a fall from chance; raise training.evalRows or "
+            "evalNoiseSeeds, or set minDelta",
+        ),
+        _rule(
+            "!has(self.guard) || !has(self.guard.kl) || self.training.klWeight > 0.0",
+            "guard.kl: with training.klWeight=0 no KL is computed; raise it, or remove guard.kl",
+        ),
+        _rule(
+            "!has(self.guard) || !has(self.guard.noFace) || !has(self.training.rewards) || "
+            f"self.training.rewards.exists(reward, reward.name != '{FACELESS_REWARD}')",
+            f"guard.noFace: {FACELESS_REWARD} looks for no faces; add face_identity to training.rewards, or remove guard.noFace",
         ),
     ]
 

@@ -9,6 +9,7 @@ and pass them first, since to compare a spec with itself cost the API server mor
 SUSPENDED_ONLY = (
     "training",
     "deepspeed",
+    "guard",
     "template",
     "image",
     "storage",
@@ -23,7 +24,7 @@ SUSPENDED_ONLY = (
 NEVER = ("dataset", "output", "managedBy")
 """Fields by which a job is what it is: its checkpoints belong to them, or its controller."""
 
-OPTIONAL = ("template", "image", "processesPerNode", "managedBy")
+OPTIONAL = ("guard", "template", "image", "processesPerNode", "managedBy")
 """Those of them that have no default, so that they may be absent."""
 
 _STATUS_UPDATE = "(has(self.status) && (!has(oldSelf.status) || self.status != oldSelf.status))"

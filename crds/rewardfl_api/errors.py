@@ -68,6 +68,11 @@ class Reason(StrEnum):
     PROGRESS_CURRENT = "ProgressCurrent"
     EARLIER_ATTEMPT = "EarlierAttempt"
     TRAINER_SILENT = "TrainerSilent"
+    GUARD_ARMED = "GuardArmed"
+    # what the trainer's guard has found
+    HELD_OUT_REWARD_FELL = "HeldOutRewardFell"
+    KL_TOO_HIGH = "KlTooHigh"
+    FACES_VANISHED = "FacesVanished"
     # what the trainer image reports
     BAD_USAGE = "BadUsage"
     BAD_CONFIGURATION = "BadConfiguration"

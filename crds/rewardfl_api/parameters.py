@@ -248,7 +248,8 @@ class ReportingParameters(ApiModel):
     save_steps: Count = 25
     """Optimizer steps between two checkpoints."""
     save_total_limit: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Checkpoints kept, in the output folder and on the local disk. An older one is deleted when a newer one is uploaded."""
+    """Checkpoints kept, in the output folder and on the local disk. An older one is deleted when a newer one is uploaded.
+    The one with the best held-out reward is kept beside them."""
     num_sample_videos: Annotated[int, Field(ge=0, le=64)] = 1
     """Dataset rows of which a video is generated before and after training, with the same noise."""
     eval_rows: Annotated[int, Field(ge=0, le=4096)] = 0

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from .base import ApiModel
+from .guard import GuardTrip
 from .parameters import MAX_STEPS_LIMIT
 from .printable import printable
 
@@ -93,6 +94,17 @@ class Checkpoint(ApiModel):
     """When it was complete."""
 
 
+class BestCheckpoint(ApiModel):
+    """The checkpoint whose held-out reward is the highest; the earlier one of equals."""
+
+    step: Step
+    """Optimizer step after which it was saved."""
+    score: Number
+    """Its held-out reward."""
+    uri: Annotated[str, Field(max_length=4096)]
+    """Where it is. It is kept beside the newest ones."""
+
+
 class Results(ApiModel):
     """Where the results are."""
 
@@ -104,6 +116,8 @@ class Results(ApiModel):
     """One JSON line per logged step."""
     samples: Annotated[str, Field(max_length=4096)] | None = None
     """Folder with the videos before and after training."""
+    best_checkpoint: BestCheckpoint | None = None
+    """The checkpoint whose held-out reward is the highest. Unset where nothing is held out."""
 
 
 class Progress(ApiModel):
@@ -129,5 +143,7 @@ class Progress(ApiModel):
     """The last save."""
     results: Results | None = None
     """Where the results are."""
+    guard: GuardTrip | None = None
+    """Which of the guard's rules was broken last, if one was."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """One sentence for the user."""

@@ -82,6 +82,26 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "Look at the log (`kubectl logs`) for a rank that hangs. Deleting its pod starts all ranks again from the last "
         "checkpoint.",
     ),
+    Reason.GUARD_ARMED: Explanation(
+        "No rule of spec.guard is broken, or the job was let go on after one was; it counts anew then."
+    ),
+    Reason.HELD_OUT_REWARD_FELL: Explanation(
+        "The guard: the held-out reward was worse than at its best for guard.heldOut.patience evaluations in a row, while the "
+        "training reward rose: the model learns its rows, or how to please the reward, and no longer the task.",
+        "Use the checkpoint that status.results.bestCheckpoint names. Before training on: a lower learningRate, a higher "
+        "klWeight, a smaller loraRank, or more rows.",
+    ),
+    Reason.KL_TOO_HIGH: Explanation(
+        "The guard: the KL to the untrained model, as a mean over guard.kl.steps steps, has passed guard.kl.max.",
+        "Look at the report's videos for flicker, saturated colours or frozen motion. Before training on: a lower learningRate, "
+        "a higher klWeight, or a higher bound where the videos are good.",
+    ),
+    Reason.FACES_VANISHED: Explanation(
+        "The guard: the share of generated frames without a face, as a mean over guard.noFace.steps steps, has passed "
+        "guard.noFace.maxFraction.",
+        "Look at the report's videos. Before training on: a missingFacePenalty below what a poor face scores, a lower "
+        "learningRate, a higher klWeight, or rows whose face is large and in front.",
+    ),
     Reason.BAD_USAGE: Explanation(
         "A program of the image was started with wrong arguments.", "Remove the override from spec.template."
     ),

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 from .base import ApiModel
 from .contradictions import Contradiction, report
 from .deepspeed import DeepSpeedPreset, preset_config
+from .guard import Guard, contradictions
 from .training import TrainingParameters
 from .uris import S3_PATTERN, SOURCE_PATTERN
 
@@ -133,6 +134,8 @@ class RewardFLJobSpec(ApiModel):
     """The training parameters."""
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     """The DeepSpeed configuration."""
+    guard: Guard | None = None
+    """Rules by which the run ends, or is suspended, before its last step. Unset: it always makes every step."""
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     """Life of the job."""
     managed_by: ControllerName | None = None
@@ -144,7 +147,7 @@ class RewardFLJobSpec(ApiModel):
     @model_validator(mode="after")
     def check_together(self, info: ValidationInfo) -> Self:
         """Check what needs several fields."""
-        report(self._processes_and_batch(), info)
+        report([*self._processes_and_batch(), *contradictions(self.guard, self.training)], info)
         return self
 
     def _processes_and_batch(self) -> Iterator[Contradiction]:

@@ -11,7 +11,7 @@ from .progress import Checkpoint, Metrics, Results, StagingProgress, Step
 Phase = Literal["Pending", "Queued", "Suspended", "Staging", "Preparing", "Training", "Saving", "Succeeded", "Failed"]
 FINISHED_PHASES = ("Succeeded", "Failed")
 
-ConditionType = Literal["Accepted", "Staged", "Running", "Suspended", "ProgressStale", "Succeeded", "Failed"]
+ConditionType = Literal["Accepted", "Staged", "Running", "Suspended", "ProgressStale", "GuardTripped", "Succeeded", "Failed"]
 
 RESTARTS_KEPT = 10
 """How many restarts the status remembers; the oldest are forgotten first."""
@@ -25,7 +25,7 @@ class Condition(ApiModel):
     """A standard Kubernetes condition."""
 
     type: Annotated[str, Field(max_length=316)]
-    """What the condition is about: Accepted, Staged, Running, Suspended, ProgressStale, Succeeded or Failed."""
+    """What the condition is about: Accepted, Staged, Running, Suspended, ProgressStale, GuardTripped, Succeeded or Failed."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)]

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from .base import ApiModel
+from .contradictions import report
 from .deepspeed import preset_config
+from .guard import Guard, contradictions
 from .job import RewardFLJob
 from .parameters import PathText
 from .spec import Quantity, Storage
@@ -62,8 +64,16 @@ class TrainerConfig(ApiModel):
     """The training parameters."""
     deepspeed: dict[str, Any] = Field(default_factory=lambda: preset_config("zero2"))
     """DeepSpeed's configuration."""
+    guard: Guard | None = None
+    """Rules by which the run ends, or is suspended, before its last step. None: it makes every step."""
     progress: ProgressTarget | None = None
     """Where to report progress. None: only to the log."""
+
+    @model_validator(mode="after")
+    def check_together(self, info: ValidationInfo) -> Self:
+        """What the guard looks at is measured."""
+        report(contradictions(self.guard, self.training), info)
+        return self
 
     @classmethod
     def from_job(cls, job: RewardFLJob) -> Self:
@@ -78,6 +88,7 @@ class TrainerConfig(ApiModel):
             cache_max_size=spec.cache.max_size,
             training=spec.training,
             deepspeed=spec.deepspeed.resolved(),
+            guard=spec.guard,
             progress=ProgressTarget(namespace=job.metadata.namespace, config_map=job.progress_name),
         )
 

@@ -120,7 +120,7 @@ def _of_fields(contradiction: Contradiction, spec: Raw) -> Problem:
 def _named(path: Path, message: str, value: Any, spec: Raw) -> Problem:
     """Take field and value from the beginning of a message, since the problem names them."""
     said = resource_spelling(message)
-    begin = re.match(rf"(?:[a-z]+\.)*{re.escape(str(path[-1]))}(?:=(?:'[^']*'|[^:]*))?: (?P<rest>.+)", said, re.DOTALL)
+    begin = re.match(rf"(?:[a-zA-Z]+\.)*{re.escape(str(path[-1]))}(?:=(?:'[^']*'|[^:]*))?: (?P<rest>.+)", said, re.DOTALL)
     return Problem(path, begin["rest"] if begin else said, value=None if isinstance(value, dict | list) else value)
 
 

@@ -15,6 +15,7 @@ from rewardfl_api.errors import Reason
 from rewardfl_api.job import API_VERSION, KIND, RewardFLJob
 from rewardfl_api.status import Condition, RewardFLJobStatus
 
+from . import trips
 from .names import FIELD_MANAGER, MANAGED_BY_LABEL
 from .reading import Problem
 
@@ -60,6 +61,9 @@ def of_change(before: RewardFLJobStatus, after: RewardFLJobStatus) -> Iterator[E
         and (old is None or (old.reason, old.message) != (new.reason, new.message))
     ):
         yield Event("Warning", new.reason, new.message)
+    tripped = trips.newly_tripped(before, after)
+    if tripped is not None:
+        yield Event("Warning", tripped.reason, tripped.message)
     stale = _find(after, "ProgressStale")
     if stale is not None and stale.reason == Reason.TRAINER_SILENT and _reason(before, "ProgressStale") != stale.reason:
         yield Event("Warning", stale.reason, stale.message)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rewardfl_api.errors import Reason
-from rewardfl_api.progress import Progress, StagingProgress
+from rewardfl_api.progress import Progress, Results, StagingProgress
 from rewardfl_api.reasons import EXPLANATIONS
 from rewardfl_api.status import FINISHED_PHASES, RewardFLJobStatus
 
@@ -35,7 +35,7 @@ def with_progress(status: RewardFLJobStatus, progress: Progress | None) -> Rewar
     update: dict[str, object] = {"eta": None}
     if progress is not None:
         update["last_progress_time"] = progress.time
-        update |= {"checkpoint": progress.checkpoint or status.checkpoint, "results": progress.results or status.results}
+        update |= {"checkpoint": progress.checkpoint or status.checkpoint, "results": _results(progress, status)}
         update["staging"] = progress.staging or status.staging
         if progress.total_steps:
             update |= {"step": progress.step, "total_steps": progress.total_steps}
@@ -45,6 +45,13 @@ def with_progress(status: RewardFLJobStatus, progress: Progress | None) -> Rewar
         update["eta"] = duration(seconds) if seconds is not None else None
     status = status.model_copy(update=update)
     return status.model_copy(update={"percent": _percent(status)})
+
+
+def _results(progress: Progress, status: RewardFLJobStatus) -> Results | None:
+    """Where the results are: what is known stays until something else is told of it."""
+    if progress.results is None or status.results is None:
+        return progress.results or status.results
+    return status.results.model_copy(update={name: value for name, value in progress.results if value is not None})
 
 
 def _metrics(progress: Progress, status: RewardFLJobStatus) -> dict[str, object]:

@@ -41,6 +41,7 @@ class Metrics:
         self.reconcile_errors = self._counter("rewardfl_reconcile_errors", "Turns that failed and come again.", "cause")
         self.queue_wait_seconds = self._histogram("rewardfl_queue_wait_seconds", "Time by which a job's turn came too late.")
         self.status_writes = self._counter("rewardfl_status_writes", "Statuses written.")
+        self.guard_trips = self._counter("rewardfl_guard_trips", "Runs that their guard has ended or suspended.", "reason")
         self.api_requests = self._counter("rewardfl_api_requests", "Requests to the API server.", "verb", "kind", "code")
         self.api_retries = self._counter("rewardfl_api_retries", "Requests that are made again after a failure.", "reason")
         self.leader = Gauge("rewardfl_leader", "Whether this replica is the one that acts.", registry=self.registry)

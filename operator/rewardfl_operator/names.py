@@ -19,6 +19,9 @@ GENERATION_ANNOTATION = f"{GROUP}/generation"
 ASKED_ANNOTATION = f"{GROUP}/asked"
 """What the operator has last asked of the fields of a Kubernetes Job that it shares with others."""
 
+TRIP_ANNOTATION = f"{GROUP}/guard-tripped"
+"""Of a RewardFLJob: for which broken rule of its guard, by its time, the operator has suspended it."""
+
 RELEASED_ANNOTATION = f"{GROUP}/released"
 """What an operator that was uninstalled has changed in a Kubernetes Job that goes on without it."""
 

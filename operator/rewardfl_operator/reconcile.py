@@ -18,7 +18,7 @@ from rewardfl_api.progress import PROGRESS_KEY
 from rewardfl_api.spec import OWN_CONTROLLER_NAME
 from rewardfl_api.status import RewardFLJobStatus
 
-from . import events, gang, leaving, names, refusals, resources, situation, status, upkeep
+from . import events, gang, leaving, names, refusals, resources, situation, status, trips, upkeep
 from .admission import PAUSE_SECONDS, Admission, passing_refusal, refused
 from .causes import Cause
 from .cluster import CONFIG_MAPS, CONFLICT, JOBS, PODS, REWARDFLJOBS, ApiError, Cluster
@@ -236,12 +236,20 @@ class Reconciler:
         if status.is_final(new):
             await self._clean_up(job, key)
             return None
+        await self._suspend(job, key, reading)
         for eviction in gang.evictions(children, reading.progress):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
         queue = waiting.look_again if waiting is not None else None
         times = (status.look_again(new, children, self._clock()), self._admission.look_again(key), queue)
         return min((time for time in times if time is not None), default=None)
+
+    async def _suspend(self, job: RewardFLJob, key: Key, reading: Reading) -> None:
+        """Suspend a job whose guard asks for it, once for each broken rule: what asked and what was done are one write."""
+        patch = trips.suspension(job, reading.progress)
+        if patch is not None:
+            logger.info("%s/%s: suspended, as its guard asks", *key)
+            await self._cluster.patch(REWARDFLJOBS, *key, patch)
 
     async def _waiting(self, job: RewardFLJob, children: Children) -> Waiting | None:
         """Ask Kueue why a job does not run that its user wants to run; None where Kueue has nothing to do with it."""
@@ -287,6 +295,8 @@ class Reconciler:
             logger.info("%s/%s: %s -> %s", *key, previous.phase, new.phase)
         metadata = await self._cluster.apply_status(REWARDFLJOBS, *key, job.metadata.uid, wanted)
         self._cluster.metrics.status_writes.inc()
+        if (tripped := trips.newly_tripped(previous, new)) is not None:
+            self._cluster.metrics.guard_trips.labels(tripped.reason).inc()
         if metadata.get("generation") == body["metadata"].get("generation"):  # else the watch tells of the new spec
             self._store.put({**body, "metadata": metadata, "status": wanted})
 

@@ -17,7 +17,7 @@ Manifest = dict[str, Any]
 
 SHAPE_FIELDS = {
     "nodes", "gpus_per_node", "processes_per_node", "image", "storage", "dataset", "output", "cache", "training", "deepspeed",
-    "template",
+    "guard", "template",
 }  # fmt: skip
 """Fields of the spec that pods have read when they run, or that a Kubernetes Job cannot take over. It is made anew for them."""
 

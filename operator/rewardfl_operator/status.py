@@ -11,11 +11,12 @@ from rewardfl_api.job import RewardFLJob
 from rewardfl_api.progress import Progress
 from rewardfl_api.status import FINISHED_PHASES, Condition, ConditionType, Failure, Restart, RewardFLJobStatus, Workers
 
-from . import causes, figures, history
+from . import causes, figures, history, trips
 from .causes import Cause
 from .figures import Staleness
 from .observed import Children
 from .situation import REASON_OF_PHASE, RUNNING_PHASES, Situation, assess, has_ended, is_fresh
+from .trips import Told
 
 
 def is_final(status: RewardFLJobStatus) -> bool:
@@ -62,8 +63,9 @@ def derive(
     # What pods reported last counts also when they are gone: the checkpoint that they wrote when they were told to stop.
     is_news = progress is not None and (previous.last_progress_time is None or progress.time > previous.last_progress_time)
     status = figures.with_progress(status, progress if is_news or situation.phase in FINISHED_PHASES else fresh)
-    stale = figures.staleness(status, children, now)
-    return status.model_copy(update={"conditions": _conditions(job, situation, stale, previous, now)})
+    stale, guard = figures.staleness(status, children, now), trips.of_job(job, progress, fresh, status, previous)
+    situation = trips.explained(situation, guard)
+    return status.model_copy(update={"conditions": _conditions(job, situation, stale, guard, previous, now)})
 
 
 def look_again(status: RewardFLJobStatus, children: Children, now: datetime) -> float | None:
@@ -104,7 +106,12 @@ def _failure(children: Children, situation: Situation, previous: RewardFLJobStat
 
 
 def _conditions(
-    job: RewardFLJob, now_is: Situation, stale: Staleness | None, previous: RewardFLJobStatus, now: datetime
+    job: RewardFLJob,
+    now_is: Situation,
+    stale: Staleness | None,
+    guard: Told | None,
+    previous: RewardFLJobStatus,
+    now: datetime,
 ) -> list[Condition]:
     """One condition of each type that says something, in a fixed order."""
     generation, phase = job.metadata.generation, now_is.phase
@@ -121,6 +128,8 @@ def _conditions(
         rows.append(("Suspended", held, now_is.reason, now_is.message if held else ""))
     if stale is not None:
         rows.append(("ProgressStale", stale.reason is not Reason.PROGRESS_CURRENT, stale.reason, stale.message))
+    if guard is not None:
+        rows.append(("GuardTripped", guard.holds, guard.reason, guard.message))
     if ended:
         rows.append(("Succeeded" if phase == "Succeeded" else "Failed", True, now_is.reason, now_is.message))
     return [_condition(kind, holds, reason, message, generation, previous, now) for kind, holds, reason, message in rows]

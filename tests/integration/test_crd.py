@@ -59,6 +59,24 @@ REFUSED = {
     "preset and config": ({"deepspeed": {"preset": "zero2", "config": {}}}, "not both"),
     "unknown preset": ({"deepspeed": {"preset": "zero4"}}, "zero4"),
     "output no bucket": ({"output": "/tmp/out"}, "output"),
+    "a guard that watches nothing": ({"guard": {"action": "Suspend"}}, "guard: watches nothing; give heldOut, kl or noFace"),
+    "a guard of what is not measured": (
+        {"guard": {"heldOut": {}}, "training": {"evalRows": 2}},
+        "guard.heldOut: no held-out reward is measured while training; set training.evalSteps",
+    ),
+    "a guard that believes a single video": (
+        {"guard": {"heldOut": {}}, "training": {"evalRows": 1, "evalSteps": 5}},
+        "guard.heldOut.minDelta=0: one evaluation video cannot tell a fall from chance",
+    ),
+    "a guard of a KL that is not computed": (
+        {"guard": {"kl": {"max": 1}}, "training": {"klWeight": 0}},
+        "guard.kl: with training.klWeight=0 no KL is computed",
+    ),
+    "a guard of faces that nobody looks for": (
+        {"guard": {"noFace": {"maxFraction": 0.5}}, "training": {"rewards": [{"name": "temporal_consistency"}]}},
+        "guard.noFace: temporal_consistency looks for no faces",
+    ),
+    "a guard without a bound": ({"guard": {"kl": {"steps": 5}}}, "guard.kl.max"),
     "credentials in the endpoint": ({"storage": {"endpoint": "https://me:secret@s3"}}, "endpoint"),
 }
 

@@ -16,6 +16,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "training": {"training": {"learningRate": 0.5}},
     "deepspeed": {"deepspeed": {"preset": "zero3"}},
     "template": {"template": {"spec": {"priorityClassName": "high"}}},
+    "guard": {"guard": {"kl": {"max": 1}}},
     "template removed": {"template": None},
     "image": {"image": "other:1"},
     "storage": {"storage": {"region": "eu-west-1"}},

@@ -7,6 +7,7 @@ that the operator can make: a right that none of them uses goes out of the role,
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Life:
         self._in.create(manifest(self._name("greedy"), template={"spec": {"hostNetwork": True}}))
         self._in.create(manifest(self._name("misspelt"), template={"spec": {"nodeSelektor": {"gpu": "h100"}}}))
         self._in.create(manifest(self._name("gang"), template={"spec": {"priority": None, "tolerations": []}}))
-        for job in ("edited", "gone", "failed"):
+        self._in.create(manifest(self._name("edited"), guard={"action": "Suspend", "kl": {"max": 1}}))
+        for job in ("gone", "failed"):
             self._in.create(manifest(self._name(job)))
         queued = manifest(self._name("queued"))
         queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
@@ -204,10 +206,17 @@ class Life:
         self._until("gang", "a new attempt", renewed)
 
     def _edit(self) -> None:
-        """Suspend a job, change its shape, and let it go on."""
+        """Let a job's guard suspend it, change its shape, and let it go on."""
         name = self._name("edited")
         kubelet = Kubelet(self._in, name)
-        self._in.patch("rewardfljob", name, {"spec": {"runPolicy": {"suspend": True}}})
+        trip = {
+            "reason": Reason.KL_TOO_HIGH,
+            "action": "Suspend",
+            "step": 1,
+            "time": datetime.now(UTC).isoformat(),
+            "message": ".",
+        }
+        kubelet.report(phase="Training", step=1, total_steps=40, guard=trip)
 
         def suspended(name: str) -> bool:
             kubelet.remove_deleted()

@@ -171,3 +171,71 @@ def test_whatever_is_written_to_one_jobs_objects_the_operator_lives_and_that_job
         until("another job succeeds", lambda: installation.phase("bystander") == "Succeeded")
         assert (operator.process.poll(), operator.health("/healthz")) == (None, 200)
         assert "Traceback" not in operator.text()
+
+
+KL_GUARD: dict[str, Any] = {"kl": {"max": 0.5, "steps": 2}}
+
+
+def trip(action: str, step: int) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat()
+    return {"reason": "KlTooHigh", "action": action, "step": step, "time": now, "message": "The KL was 0.8, above 0.5."}
+
+
+def counted_trips(operator: Operator) -> float:
+    port = re.search(r"health on port (\d+)", operator.text())
+    assert port is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=5) as answer:
+        found = re.search(r'^rewardfl_guard_trips_total{reason="KlTooHigh"} (\S+)$', answer.read().decode(), re.MULTILINE)
+    return float(found[1]) if found is not None else 0.0
+
+
+def suspended(installation: Installation, kubelet: Kubelet, name: str) -> bool:
+    kubelet.remove_deleted()
+    return installation.phase(name) == "Suspended" and "Pod" not in {child["kind"] for child in installation.children(name)}
+
+
+def test_a_job_that_its_guard_suspends_goes_on_when_its_user_says_so_and_is_suspended_again_by_the_next_broken_rule(
+    installation: Installation,
+) -> None:
+    with installation.operator():
+        kubelet, _ = training(installation, "paused", nodes=1, guard={"action": "Suspend", **KL_GUARD})
+        kubelet.report(phase="Training", step=6, total_steps=40)
+        until("armed", lambda: installation.condition("paused", "GuardTripped").get("status") == "False")
+        first = trip("Suspend", 7)
+        kubelet.report(phase="Training", step=7, total_steps=40, guard=first)
+        until("its guard has suspended it", lambda: suspended(installation, kubelet, "paused"))
+        assert installation.get("rewardfljob", "paused")["spec"]["runPolicy"]["suspend"] is True
+        held = installation.condition("paused", "Suspended")
+        assert (held["reason"], held["message"][:46]) == ("KlTooHigh", "The guard suspended the job after step 7 of 40")
+        assert [event["type"] for event in installation.events("paused") if event["reason"] == "KlTooHigh"] == ["Warning"]
+
+    installation.patch("rewardfljob", "paused", {"spec": {"runPolicy": {"suspend": False}}})
+    with installation.operator() as operator:  # another one, which knows only what is written
+        for pod in installation.wait_for_pods("paused", 1):
+            kubelet.stage(pod)
+            kubelet.train(pod)
+        kubelet.report(phase="Training", step=8, total_steps=40, guard=first)
+        until("it goes on", lambda: installation.status("paused").get("step") == 8)
+        assert installation.condition("paused", "GuardTripped")["reason"] == "GuardArmed"
+        assert installation.get("rewardfljob", "paused")["spec"]["runPolicy"]["suspend"] is False
+        assert counted_trips(operator) == 0
+        kubelet.report(phase="Training", step=9, total_steps=40, guard=trip("Suspend", 9))
+        until("suspended again", lambda: suspended(installation, kubelet, "paused"))
+        assert counted_trips(operator) == 1
+
+
+def test_a_run_that_its_guard_stops_is_a_job_that_succeeded_for_a_reason(installation: Installation) -> None:
+    with installation.operator() as operator:
+        kubelet, [pod] = training(installation, "stopped", nodes=1, guard=KL_GUARD)
+        best = {"bestCheckpoint": {"step": 5, "score": 0.7, "uri": "s3://results/stopped/checkpoints/step-5"}}
+        told = {"step": 7, "total_steps": 40, "guard": trip("Stop", 7), "results": best}
+        kubelet.report(phase="Saving", **told)
+        until("the guard has stopped it", lambda: installation.condition("stopped", "GuardTripped").get("status") == "True")
+        assert installation.get("rewardfljob", "stopped")["spec"]["runPolicy"]["suspend"] is False
+        kubelet.end(pod)
+        until("it has succeeded", lambda: installation.phase("stopped") == "Succeeded")
+        ended = installation.condition("stopped", "Succeeded")
+        assert (ended["status"], ended["reason"]) == ("True", "KlTooHigh")
+        assert "after step 7 of 40. The KL was 0.8, above 0.5. The best checkpoint is s3://results/stopped/" in ended["message"]
+        assert installation.status("stopped")["results"]["bestCheckpoint"]["score"] == 0.7
+        assert counted_trips(operator) == 1

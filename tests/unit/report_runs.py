@@ -11,7 +11,7 @@ import torch
 
 from rewardfl_api.metrics import StepMetrics
 from rewardfl_api.trainer_config import TrainerConfig
-from rewardfl_trainer.checkpoint import write_json
+from rewardfl_trainer.disk import write_json
 from rewardfl_trainer.files import METRICS_FILE
 from rewardfl_trainer.report.data import Evaluation, RunData, Sample
 from rewardfl_trainer.samples import SampleScore

@@ -44,6 +44,7 @@ def test_every_reason_has_a_cause_and_those_that_stop_a_job_a_remedy() -> None:
         Reason.DISRUPTED,
         Reason.PROGRESS_CURRENT,
         Reason.EARLIER_ATTEMPT,
+        Reason.GUARD_ARMED,
         Reason.TERMINATED,
     }
 

@@ -68,6 +68,33 @@ def test_every_example_is_valid(path: Path) -> None:
         ({"training": {"midTimestep": 7, "finalTimestep": 5}}, "spec.training.midTimestep=7: must not be after finalTimestep=5"),
         ({"gpusPerNode": 1, "processesPerNode": 2}, "spec.processesPerNode=2: only for CPU training"),
         ({"cache": {"hostPath": "/c", "emptyDir": {}}}, "spec.cache: give one of hostPath, emptyDir"),
+        ({"guard": {}}, "spec.guard.action: the guard watches nothing; give heldOut, kl or noFace as well, or remove guard"),
+        ({"guard": {"action": "Pause", "kl": {"max": 1}}}, "spec.guard.action=Pause: must be one of Stop, Suspend"),
+        ({"guard": {"kl": {"max": 0}}}, "spec.guard.kl.max=0: must be above 0"),
+        ({"guard": {"kl": {"max": 1, "steps": 1001}}}, "spec.guard.kl.steps=1001: must be at most 1000"),
+        ({"guard": {"noFace": {"maxFraction": 1}}}, "spec.guard.noFace.maxFraction=1: must be below 1"),
+        (
+            {"guard": {"heldOut": {"patience": 2}}},
+            "spec.guard.heldOut.patience=2: no held-out reward is measured while training; set training.evalRows (or "
+            "evalDataset) and training.evalSteps",
+        ),
+        (
+            {"guard": {"heldOut": {"patience": 2}}, "training": {"evalRows": 2}},
+            "spec.guard.heldOut.patience=2: no held-out reward is measured while training; set training.evalSteps",
+        ),
+        (
+            {"guard": {"heldOut": {"minDelta": 0}}, "training": {"evalRows": 1, "evalSteps": 5}},
+            "spec.guard.heldOut.minDelta=0: one evaluation video cannot tell a fall from chance; raise training.evalRows or "
+            "evalNoiseSeeds, or set minDelta",
+        ),
+        (
+            {"guard": {"kl": {"max": 0.5}}, "training": {"klWeight": 0}},
+            "spec.guard.kl.max=0.5: with training.klWeight=0 no KL is computed; raise it, or remove guard.kl",
+        ),
+        (
+            {"guard": {"noFace": {"maxFraction": 0.5}}, "training": {"rewards": [{"name": "temporal_consistency"}]}},
+            "spec.guard.noFace.maxFraction=0.5: temporal_consistency looks for no faces; add face_identity to training.rewards",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_field_value_and_remedy(spec: dict[str, Any], expected: str) -> None:

@@ -22,6 +22,7 @@ NAMES = {
     "rewardfl_reconcile_errors",
     "rewardfl_queue_wait_seconds",
     "rewardfl_status_writes",
+    "rewardfl_guard_trips",
     "rewardfl_api_requests",
     "rewardfl_api_retries",
     "rewardfl_leader",

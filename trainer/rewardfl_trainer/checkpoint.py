@@ -5,7 +5,6 @@ masters and moments), `state.json` (position, counters, schedule, random generat
 up to this step, and, written last, `manifest.json`; without a manifest that describes them all it does not exist.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -21,14 +20,16 @@ from torch import Tensor, distributed
 from torch.optim.lr_scheduler import LRScheduler
 
 import rewardfl_api
+from rewardfl_api.progress import BestCheckpoint
 from rewardfl_api.training import TrainingParameters
 
 from . import random_state
-from .disk import sync
+from .disk import sync, write_json
 from .engine_state import EngineState
 from .environment import Process
 from .export import exported, in_layouts
 from .files import METRICS_FILE, TENSORBOARD_FOLDER
+from .guard import Memory
 from .identity import Identity
 from .manifest import MANIFEST_FILE, Manifest
 from .optimizer import schedule_state
@@ -77,13 +78,22 @@ class Saver:
     process: Process
     partitioned: bool
 
-    def save(self, position: Position, bad_steps: int = 0, held_out: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        position: Position,
+        bad_steps: int = 0,
+        held_out: Mapping[str, float] | None = None,
+        guard: Memory | None = None,
+        best: BestCheckpoint | None = None,
+    ) -> None:
         """Write a checkpoint to the disk and hand it to the uploads. A collective call.
 
         Args:
             position: how far the run is; the checkpoint is named after its step.
             bad_steps: steps in a row, the last ones, that were skipped.
             held_out: the held-out numbers as they were last measured; what is not finite is left out.
+            guard: what it remembers.
+            best: the checkpoint with the best held-out reward, which may be this one.
 
         Raises:
             OSError: the disk is full or broken; what was saved before is untouched.
@@ -99,12 +109,14 @@ class Saver:
         self._write_engine_state(folder)
         generators = random_state.gathered(self.process)
         if self.process.is_main:
-            state = self._state(position, bad_steps, held_out or {}, generators)
+            finite = {name: value for name, value in (held_out or {}).items() if math.isfinite(value)}
+            told = {"bad_steps": bad_steps, "held_out": finite, "guard": guard or Memory(), "best": best}
+            state = self._state(position, told, generators)
             write_json(folder / STATE_FILE, state.dump())
             self._copy_metrics(folder)
             write_json(folder / MANIFEST_FILE, Manifest.of(folder, position.step).content())
             logger.info("saved %s", folder)
-            self.uploads.submit(folder, position.step)
+            self.uploads.submit(folder, position.step, best)
         distributed.barrier()
 
     def save_final(self, step: int) -> list[str]:
@@ -132,14 +144,11 @@ class Saver:
         if part:
             write_whole(folder / f"{STATE_PREFIX}{number:05}{SUFFIX}", part, {"format": "pt"})
 
-    def _state(
-        self, position: Position, bad_steps: int, held_out: Mapping[str, float], generators: list[dict[str, Any]]
-    ) -> RunState:
-        """Return what is not tensors."""
+    def _state(self, position: Position, told: Mapping[str, Any], generators: list[dict[str, Any]]) -> RunState:
+        """Return what is not tensors; `told`: by the loop."""
         return RunState(
             position=position,
-            bad_steps=bad_steps,
-            held_out={name: value for name, value in held_out.items() if math.isfinite(value)},
+            **told,
             schedule=schedule_state(self.engine.schedule),
             random=generators,
             identity=self.identity,
@@ -169,16 +178,6 @@ def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata=metadata)
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is either whole on disk or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     sync(partial)
     partial.replace(path)
     sync(path.parent)

@@ -106,6 +106,7 @@ class Evaluation:
         every: optimizer steps between two measurements; None: only before and after training.
         num_videos: rows whose videos are written.
         latest: what was measured last.
+        parts: what the held-out reward was the mean of when it was measured last, by this process.
     """
 
     sampler: Sampler
@@ -115,6 +116,7 @@ class Evaluation:
     total_steps: int
     num_videos: int
     latest: dict[str, float] = field(default_factory=dict)
+    parts: list[float] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -130,16 +132,27 @@ class Evaluation:
         at_an_end = step in (0, self.total_steps)
         return bool(self.positions) and (at_an_end or (self.every is not None and step % self.every == 0))
 
-    def measure(self, step: int) -> dict[str, float]:
+    def measure(self, step: int, *, last: bool = False) -> dict[str, float]:
         """Return the held-out numbers after `step` optimizer steps, by the names they are logged under; none when not due.
 
-        A collective call. Videos and scores go to `samples/step-<step>`.
+        After the `last` step of a run it is due. A collective call. Videos and scores go to `samples/step-<step>`.
         """
-        if not self.is_due(step):
+        if not self.is_due(step) and not (last and self.positions):
             return {}
         scores = self.sampler.generate(self.positions, f"step-{step}", self.noises, self.num_videos)
-        self.latest = held_out_values(scores)
+        self.latest, self.parts = held_out_values(scores), parts_of(scores)
         return self.latest
+
+
+def parts_of(scores: Sequence[SampleScore]) -> list[float]:
+    """Return what the held-out reward is the mean of: each row's score; with one row, that of each noise.
+
+    The noises of a row have the row in common, so they are no independent measurements where there are several rows.
+    """
+    rows: dict[int, list[float]] = {}
+    for score in scores:
+        rows.setdefault(score.row, []).append(score.score)
+    return [sum(row) / len(row) for row in rows.values()] if len(rows) > 1 else [score.score for score in scores]
 
 
 def held_out_values(scores: Sequence[SampleScore]) -> dict[str, float]:

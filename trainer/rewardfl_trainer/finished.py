@@ -7,7 +7,7 @@ from pathlib import Path
 from rewardfl_api.errors import Reason, RewardFLError
 from rewardfl_api.progress import Results
 
-from .checkpoint import write_json
+from .disk import write_json
 from .storage import Storage, join
 
 RESULTS_FILE = "results.json"

@@ -97,7 +97,7 @@ class Identity(ApiModel):
         Raises:
             RewardFLError: it may not (exit code 78); names every field that differs and both values.
         """
-        changed = self._changed(saved)
+        changed = self.changed(saved)
         for name in sorted(changed & TUNABLE):
             now, before = self.training[name], _saved(saved, name)
             logger.warning("%s was made with training.%s=%s; it goes on with %s", uri, name, before, now)
@@ -115,8 +115,8 @@ class Identity(ApiModel):
                 ExitCode.BAD_CONFIGURATION,
             )
 
-    def _changed(self, saved: "Identity") -> set[str]:
-        """Return the names of the parameters that differ."""
+    def changed(self, saved: "Identity") -> set[str]:
+        """Return the names of the parameters that differ from those of a checkpoint."""
         return {name for name, value in self.training.items() if value != _saved(saved, name)}
 
 

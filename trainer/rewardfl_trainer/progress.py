@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
+from rewardfl_api.guard import GuardTrip
 from rewardfl_api.progress import (
     PROGRESS_MAX_BYTES,
     Checkpoint,
@@ -36,6 +37,9 @@ CLOSE_TIMEOUT_SECONDS = 10.0
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KEPT_FROM_BEFORE = ("staging", "checkpoint")
 """What a container carries over from the document that the one before it left."""
+
+URGENT = ("phase", "guard")
+"""What is sent at once when it changes."""
 
 MESSAGE_MAX_CHARACTERS = 1024
 
@@ -84,22 +88,26 @@ class Reporter:
         staging: StagingProgress | None = None,
         checkpoint: Checkpoint | None = None,
         results: Results | None = None,
+        guard: GuardTrip | None = None,
         message: str | None = None,
     ) -> None:
         """Merge what is given into the document and send it soon. Never raises and never waits for the network.
 
-        Fields that are left out keep their last value, except `message` and `eta_seconds`, which belong to one moment.
-        A metric that is not finite is left out.
+        Fields that are left out keep their last value, except `message` and `eta_seconds`, which belong to one moment. The
+        same holds for each part of `results`. A metric that is not finite is left out.
         """
         given = {
             "phase": phase, "step": step, "total_steps": total_steps, "epoch": epoch, "staging": staging,
-            "checkpoint": checkpoint, "results": results, "metrics": None if metrics is None else _finite(metrics),
+            "checkpoint": checkpoint, "results": results, "guard": guard,
+            "metrics": None if metrics is None else _finite(metrics),
         }  # fmt: skip
         momentary = {
             "message": redact(message or "")[:MESSAGE_MAX_CHARACTERS],
             "eta_seconds": eta_seconds if eta_seconds is not None and math.isfinite(eta_seconds) else None,
         }
         with self._wake:
+            if results is not None and isinstance(earlier := self._fields.get("results"), Results):
+                given["results"] = earlier.model_copy(update=_told(results))
             fields = {**self._fields, **{name: value for name, value in given.items() if value is not None}, **momentary}
             try:
                 document = _document(fields)
@@ -107,7 +115,7 @@ class Reporter:
                 detail = error.errors(include_url=False)[0]
                 self._complain(f"progress is not reported: {detail['loc']}: {detail['msg']}")
                 return
-            self._urgent = self._urgent or fields["phase"] != self._fields.get("phase")
+            self._urgent = self._urgent or any(fields.get(name) != self._fields.get(name) for name in URGENT)
             self._fields = fields
             self._pending = True
             self._wake.notify()
@@ -191,6 +199,11 @@ class Reporter:
         if kind not in self._complaints:
             self._complaints.add(kind)
             logger.warning("%s", text)
+
+
+def _told(results: Results) -> dict[str, Any]:
+    """Return the parts of the results that say something."""
+    return {name: value for name, value in results if value is not None}
 
 
 def _document(fields: Mapping[str, Any]) -> Progress:

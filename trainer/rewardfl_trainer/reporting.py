@@ -15,7 +15,7 @@ from rewardfl_api.progress import Results
 from rewardfl_api.trainer_config import CONFIG_KEY, TrainerConfig
 
 from .background import Background
-from .checkpoint import write_json
+from .disk import write_json
 from .files import METRICS_FILE, REPORT_FILE
 from .redact import redact
 from .run import Run

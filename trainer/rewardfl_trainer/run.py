@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from rewardfl_api.guard import GuardTrip
 from rewardfl_api.progress import Checkpoint, Results
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.training import TrainingParameters
@@ -45,7 +46,8 @@ from .storage import Storage
 from .timeline import Timeline
 from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
-from .uploads import Uploads, abort_interrupted
+from .uploads import CHECKPOINTS_FOLDER, Uploads, abort_interrupted
+from .watcher import Watcher
 
 OUTPUT_FOLDER = "output"
 """Below the work folder: what is uploaded."""
@@ -76,14 +78,16 @@ class Run:
     evaluation: Evaluation
     timeline: Timeline
     """Counts the seconds of the run by phase."""
+    watcher: Watcher
+    """Its guard, and what is known of its best evaluation."""
 
 
 class AlreadyDoneError(Exception):
-    """Every step was made by an earlier start, and its results are in `output`."""
+    """Every step was made by an earlier start, or the guard has stopped it, and its results are in `output`."""
 
-    def __init__(self, step: int, results: Results) -> None:
-        super().__init__(f"all {step} steps are done")
-        self.step, self.results = step, results
+    def __init__(self, step: int, total_steps: int, results: Results, trip: GuardTrip | None = None) -> None:
+        super().__init__(f"all {step} steps are done" if trip is None else f"the guard stopped the run after step {step}")
+        self.step, self.total_steps, self.results, self.trip = step, total_steps, results, trip
 
 
 def assemble(
@@ -137,7 +141,7 @@ def assemble(
     if resumed is None:
         random_state.seed(parameters.seed, process)
     else:
-        _go_on(resumed, engine, uploads, process, folder)
+        _go_on(resumed, engine, uploads, process, folder, checked.watcher)
     sampler = Sampler(rollout, preparer, reward, uploads, folder, process, partitioned)
     identity = checked.identity
     return Run(
@@ -157,6 +161,7 @@ def assemble(
         resumed=resumed,
         evaluation=Evaluation.of(parameters, sampler, rows, order.total_steps, resumed.state.held_out if resumed else {}),
         timeline=timeline or Timeline(),
+        watcher=checked.watcher,
     )
 
 
@@ -173,6 +178,7 @@ class _Checked:
     identity: Identity
     resumed: Found | None
     order: Order
+    watcher: Watcher
 
 
 def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _Checked:
@@ -196,9 +202,10 @@ def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _
     identity = Identity.of(written, rows.trained_rows, Path(config.dataset))
     resumed = on_main(process, lambda: find(storage, folder, identity))
     order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
+    watcher = Watcher.of(config.guard, resumed.state if resumed else None, identity, process, order.total_steps)
     if resumed is not None:
-        _check_not_done(order, storage, config.output, process)
-    return _Checked(folder, storage, found, plan, reward, rows, identity, resumed, order)
+        _check_not_done(order, storage, config.output, process, watcher)
+    return _Checked(folder, storage, found, plan, reward, rows, identity, resumed, order, watcher)
 
 
 def _kept(config: TrainerConfig, checked: _Checked, phases: Phases, device: torch.device) -> Kept:
@@ -209,14 +216,17 @@ def _kept(config: TrainerConfig, checked: _Checked, phases: Phases, device: torc
     return Kept(store, keys, phases, checked.rows.sizes)
 
 
-def _check_not_done(order: Order, storage: Storage, output: str, process: Process) -> None:
-    """Raise where an earlier start has made all steps and written the results. A collective call."""
-    total = order.total_steps
-    if order.start.step == total and (results := on_main(process, lambda: finished_results(storage, output, total))) is not None:
-        raise AlreadyDoneError(total, results)
+def _check_not_done(order: Order, storage: Storage, output: str, process: Process, watcher: Watcher) -> None:
+    """Raise where an earlier start has made all steps, or was stopped, and has written the results. A collective call."""
+    step, total = order.start.step, order.total_steps
+    if step != total and not watcher.has_ended:
+        return
+    results = on_main(process, lambda: finished_results(storage, output, step))
+    if results is not None:
+        raise AlreadyDoneError(step, total, results, watcher.trip)
 
 
-def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, folder: Path) -> None:
+def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, folder: Path, watcher: Watcher) -> None:
     """Put everything that a run has into the state of the checkpoint."""
     restore(found, engine, process)
     if process.is_main:
@@ -224,7 +234,8 @@ def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, fol
         if found.uploaded:
             uploads.uploaded = Checkpoint(step=found.position.step, uri=found.uri, time=found.time)
         else:
-            uploads.submit(found.folder, found.position.step)
+            uploads.submit(found.folder, found.position.step, watcher.best)
+        watcher.best = uploads.recall_best(watcher.best, folder / CHECKPOINTS_FOLDER)
     logger.info("goes on after step %d, from %s", found.position.step, found.uri)
 
 

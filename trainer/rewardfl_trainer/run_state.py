@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rewardfl_api.base import ApiModel
+from rewardfl_api.progress import BestCheckpoint
 
+from .guard import Memory
 from .identity import Identity
 from .order import Position
 
@@ -23,6 +25,10 @@ class RunState(ApiModel):
     """Steps in a row that were skipped because something was not finite."""
     held_out: dict[str, float] = Field(default_factory=dict)
     """The held-out numbers as they were last measured."""
+    guard: Memory = Field(default_factory=Memory)
+    """What the guard remembers."""
+    best: BestCheckpoint | None = None
+    """The checkpoint with the best held-out reward so far, this one included."""
     schedule: dict[str, Any]
     """State of the learning-rate schedule."""
     random: list[dict[str, Any]]
@@ -34,7 +40,8 @@ class RunState(ApiModel):
 
     def dump(self) -> dict[str, Any]:
         """Return the file's content. Floats keep their bits; a schedule's infinity is JSON's by Python's convention."""
-        return self.model_dump(mode="python", by_alias=False)
+        plain = {"guard": self.guard.to_trainer(), "best": None if self.best is None else self.best.to_trainer()}
+        return self.model_dump(mode="python", by_alias=False, exclude=set(plain)) | plain
 
     @classmethod
     def read(cls, path: Path) -> "RunState":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from .checkpoint import write_json
+from .disk import write_json
 from .environment import Process
 from .files import SAMPLES_FOLDER
 from .preparation import Preparer

@@ -40,10 +40,15 @@ class StopRequest:
         self._requested_at: float | None = None
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop. A collective call; a single number."""
-        asked = torch.tensor(float(self._requested_at is not None), device=self.process.device)
-        distributed.all_reduce(asked, op=distributed.ReduceOp.MAX)
-        return bool(asked)
+        """Whether any rank was asked to stop. A collective call."""
+        return self.agreed_with(False)[0]
+
+    def agreed_with(self, vote: bool) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any gives this vote. A collective call; two numbers."""
+        votes = torch.tensor([float(self._requested_at is not None), float(vote)], device=self.process.device)
+        distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
+        asked, voted = votes.tolist()
+        return bool(asked), bool(voted)
 
     def seconds_left(self) -> float:
         """Return the seconds until a checkpoint has to be uploaded."""

@@ -1,7 +1,7 @@
 """The training loop of Reward FL, top to bottom: `torchrun ... -m rewardfl_trainer.train --config config.yaml`.
 
-prepare (or resume) -> sample videos before -> for every batch: generate, score, backward, step, report, save -> weights and
-videos after.
+prepare (or resume) -> sample videos before -> for every batch: generate, score, backward, step, evaluate, ask the guard, report,
+save -> weights and videos after.
 What each part does stands in the module it is imported from; docs/algorithm.md says why.
 """
 
@@ -38,7 +38,9 @@ from .run import AlreadyDoneError, Run, assemble, eta_seconds
 from .staging import leases, localize
 from .stopping import StopRequest
 from .storage import join
+from .suspension import best_of, wait_for_suspension
 from .timeline import Timeline
+from .watcher import Judged
 
 RATE_STEPS = 20
 """Steps over which seconds per step, and with it the ETA, is averaged."""
@@ -81,7 +83,7 @@ def train(config: TrainerConfig, process: Process, seconds_ago: float = 0.0) -> 
             run = assemble(localize(config), process, tell, config, timeline=timeline)
         except AlreadyDoneError as done:
             logger.info("%s; the results are in %s", done, config.output)
-            reporter.update(phase="Saving", step=done.step, total_steps=done.step, results=done.results)
+            reporter.update(phase="Saving", step=done.step, total_steps=done.total_steps, results=done.results, guard=done.trip)
             return
         start, total = run.order.start.step, run.order.total_steps
         reporting = Reporting(run, config, lambda results: reporter.update(results=results))
@@ -93,20 +95,26 @@ def train(config: TrainerConfig, process: Process, seconds_ago: float = 0.0) -> 
                 timeline.switch("evaluating")
                 log.sample_scores(0, run.sampler.generate(run.sample_positions, "before"))
                 log.held_out(run.evaluation.measure(0))
-            reporter.update(phase="Training", step=start, total_steps=total)
-            timeline.switch("training")
-            train_steps(run, log, reporter, reporting)
-            reporter.update(phase="Saving", step=total, total_steps=total)
+                if run.evaluation.latest:
+                    run.watcher.after_evaluation(0, run.evaluation)
+            last = start
+            if not run.watcher.has_ended:
+                reporter.update(phase="Training", step=start, total_steps=total, guard=run.watcher.trip)
+                timeline.switch("training")
+                last = train_steps(run, log, reporter, reporting)
+            reporter.update(phase="Saving", step=last, total_steps=total, guard=run.watcher.trip)
             timeline.switch("evaluating")
-            log.sample_scores(total, run.sampler.generate(run.sample_positions, "after"))
+            log.sample_scores(last, run.sampler.generate(run.sample_positions, "after"))
             timeline.switch("saving")
         run.saver.uploads.tell = lambda text: reporter.update(phase="Saving", message=text)
-        results = _save_results(run, config, reporting)
-        reporter.update(phase="Saving", step=total, total_steps=total, checkpoint=run.saver.uploads.uploaded, results=results)
+        results = _save_results(run, config, reporting, last)
+        reporter.update(phase="Saving", step=last, total_steps=total, checkpoint=run.saver.uploads.uploaded, results=results)
 
 
-def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Reporting | None = None) -> None:
-    """Make every optimizer step that is left. Without `reporting` no page is made.
+def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Reporting | None = None) -> int:
+    """Make every optimizer step that is left, or as many as the guard allows; return how many are done in all.
+
+    Without `reporting` no page is made.
 
     Raises:
         Terminated: SIGTERM has come; a checkpoint is saved.
@@ -121,11 +129,13 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Report
             outcomes, report = train_batch(run, batch)
             values = mean_over_ranks(outcomes, run.process) | _step_values(run, report, clock.lap(), len(batch.positions))
             bad_steps = 0 if report.applied else bad_steps + 1
-            stopping = stop.agreed()
+            stopping, tripped = stop.agreed_with(run.watcher.after_step(step, values))
             with run.timeline.part("evaluating"):
-                held_out = {} if stopping else run.evaluation.measure(step)
+                held_out = {} if stopping else run.evaluation.measure(step, last=tripped and run.watcher.stops)
+            judged = run.watcher.after_evaluation(step, run.evaluation) if held_out else Judged()
+            tripped = tripped or judged.tripped
             clock.started = time.monotonic() if held_out else clock.started
-            logged = step % parameters.logging_steps == 0 or step == total or bad_steps > 0 or bool(held_out)
+            logged = step % parameters.logging_steps == 0 or step == total or bad_steps > 0 or tripped or bool(held_out)
             if logged:
                 log.write(step, {"epoch": batch.pass_index, **values, "bad_steps": bad_steps, **held_out})
             console.step(step, values, logged=logged)
@@ -136,20 +146,26 @@ def train_steps(run: Run, log: MetricsLog, reporter: Reporter, reporting: Report
                 metrics=_reported(values | run.evaluation.latest),
                 eta_seconds=eta_seconds(values["seconds_per_step"], total - step),
                 checkpoint=run.saver.uploads.uploaded,
+                results=best_of(run),
             )
             if bad_steps >= parameters.max_bad_steps:
                 raise _diverged(step, bad_steps, run.saver.uploads.uploaded)
-            if stopping or ((step % parameters.save_steps == 0 or step == total) and not bad_steps):
+            is_due = (step % parameters.save_steps == 0 or step == total) and not bad_steps
+            if stopping or tripped or judged.is_best or is_due:
                 log.flush()
                 with run.timeline.part("saving"):
-                    run.saver.save(batch.end, bad_steps, run.evaluation.latest)
+                    run.saver.save(batch.end, bad_steps, run.evaluation.latest, run.watcher.memory, run.watcher.best)
                 if reporting is not None and not stopping:
                     reporting.checkpoint(step)
                 clock.started = time.monotonic()
-            if stopping:
+            if stopping or (tripped and not run.watcher.stops and wait_for_suspension(run, stop, reporter)):
                 _leave(run, stop, reporter, reporting, step)
+            if tripped:
+                total = step
+                break
         if stop.agreed():  # asked to while the last checkpoint was saved
             _leave(run, stop, reporter, reporting, total)
+    return total
 
 
 def _leave(run: Run, stop: StopRequest, reporter: Reporter, reporting: Reporting | None, step: int) -> NoReturn:
@@ -157,7 +173,7 @@ def _leave(run: Run, stop: StopRequest, reporter: Reporter, reporting: Reporting
     if reporting is not None:
         reporting.stopped(step)
     run.saver.uploads.finish(stop.seconds_left())
-    reporter.update(checkpoint=run.saver.uploads.uploaded)
+    reporter.update(checkpoint=run.saver.uploads.uploaded, results=best_of(run))
     distributed.barrier()
     raise Terminated
 
@@ -214,9 +230,10 @@ def _upload_metrics(run: Run) -> None:
         run.storage.upload_folder(run.folder / TENSORBOARD_FOLDER, join(run.config.output, TENSORBOARD_FOLDER))
 
 
-def _save_results(run: Run, config: TrainerConfig, reporting: Reporting) -> Results | None:
-    """Write and upload the final weights, the configuration and the metrics; return where they are (on the main rank)."""
-    weights = run.saver.save_final(run.order.total_steps)
+def _save_results(run: Run, config: TrainerConfig, reporting: Reporting, step: int) -> Results | None:
+    """Write and upload the weights after `step` steps, the last ones, the configuration and the metrics; return where they are
+    (on the main rank)."""
+    weights = run.saver.save_final(step)
     if not run.process.is_main:
         return None
     path = run.folder / CONFIG_KEY
@@ -224,10 +241,10 @@ def _save_results(run: Run, config: TrainerConfig, reporting: Reporting) -> Resu
     run.saver.uploads.insist(lambda: _upload_metrics(run))
     samples = join(run.config.output, SAMPLES_FOLDER) if run.sample_positions else None
     logger.info("trained weights: %s", ", ".join(weights))
-    results = Results(lora=weights[0], metrics=join(run.config.output, METRICS_FILE), samples=samples)
-    total = run.order.total_steps
-    results = results.model_copy(update={"report": reporting.finish(total)})
-    run.saver.uploads.insist(lambda: save_finished_results(run.storage, run.folder, run.config.output, total, results))
+    metrics, report = join(run.config.output, METRICS_FILE), reporting.finish(step)
+    best = run.saver.uploads.best
+    results = Results(lora=weights[0], metrics=metrics, samples=samples, report=report, best_checkpoint=best)
+    run.saver.uploads.insist(lambda: save_finished_results(run.storage, run.folder, run.config.output, step, results))
     return results
 
 

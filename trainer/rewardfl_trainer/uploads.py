@@ -1,7 +1,8 @@
 """Uploads checkpoints and sample videos in the background, and deletes checkpoints that are not kept any more.
 
 An upload that fails is reported once and tried again; it never stops training, and never costs the local copy. Checkpoints come
-first. Only the newest one waits for its turn: one that is overtaken while it waits is not uploaded at all.
+first. Only the newest one waits for its turn, and the best one by the held-out reward: one that is overtaken while it waits is
+not uploaded at all.
 """
 
 import logging
@@ -14,11 +15,12 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rewardfl_api.errors import Reason, RewardFLError
-from rewardfl_api.progress import Checkpoint
+from rewardfl_api.progress import BestCheckpoint, Checkpoint
 
 from .background import Background
+from .disk import write_json
 from .failures import Terminated
-from .files import METRICS_FILE, REPORT_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
+from .files import BEST_FILE, METRICS_FILE, REPORT_FILE, SAMPLES_FOLDER, TENSORBOARD_FOLDER
 from .manifest import MANIFEST_FILE, Manifest
 from .stopping import upload_seconds
 from .storage import Storage, join
@@ -39,8 +41,8 @@ MAY_PASS = (Reason.STORAGE_UNAVAILABLE, Reason.STORAGE_ACCESS_DENIED, Reason.BUC
 FAILED_RUN_SECONDS = 120.0
 """How long a run that fails waits for its last checkpoint to arrive."""
 
-CHECKPOINT = "the last checkpoint"
-"""Name of its upload."""
+CHECKPOINT, BEST = "the last checkpoint", "the best checkpoint"
+"""Names of their uploads."""
 
 Uploaded = TypeVar("Uploaded")
 
@@ -53,6 +55,8 @@ class Job:
 
     step: int
     folder: Path
+    best: BestCheckpoint | None
+    """The best checkpoint when it was saved."""
 
 
 class Uploads:
@@ -81,12 +85,39 @@ class Uploads:
         self._waited_seconds = 0.0
         self.uploaded: Checkpoint | None = None
         """The newest checkpoint that is whole in `output`."""
+        self.best: BestCheckpoint | None = None
+        """The best checkpoint that is whole in `output`, and on record there."""
+        self._whole: set[int] = set()
         self._background = Background("uploads", retry_seconds)
         self._complaints: set[str] = set()
 
-    def submit(self, folder: Path, step: int) -> None:
-        """Upload a whole local checkpoint soon. Returns at once."""
-        self._background.put(CHECKPOINT, lambda: self._carry_out(Job(step, folder)), first=True)
+    def submit(self, folder: Path, step: int, best: BestCheckpoint | None = None) -> None:
+        """Upload a whole local checkpoint soon. Returns at once. `best`: the best one, which may be this."""
+        job = Job(step, folder, best)
+        self._background.put(CHECKPOINT, lambda: self._carry_out(job), first=True)
+        if best is not None and best.step == step:
+            self._background.put(BEST, lambda: self._record_best(job, best))
+
+    def recall_best(self, best: BestCheckpoint | None, root: Path) -> BestCheckpoint | None:
+        """Return the best checkpoint of an earlier start if it still exists; one that is on this disk only is uploaded.
+
+        Args:
+            best: what the checkpoint that the run goes on from says.
+            root: local folder of all checkpoints.
+
+        Raises:
+            RewardFLError: the storage cannot be read.
+        """
+        if best is None:
+            return None
+        folder = root / checkpoint_name(best.step)
+        if MANIFEST_FILE in self.storage.list_files(checkpoint_uri(self.output, best.step)):
+            self._whole.add(best.step)
+        elif not (folder / MANIFEST_FILE).is_file():
+            logger.warning("%s, the best checkpoint so far, is gone", best.uri)
+            return None
+        self._background.put(BEST, lambda: self._record_best(Job(best.step, folder, best), best))
+        return best
 
     def submit_file(self, local: Path, name: str) -> None:
         """Upload a whole local file as `name` in `output` soon. Returns at once."""
@@ -146,7 +177,7 @@ class Uploads:
             self._upload(job)
             logger.info("uploaded %s in %.1f s", self.uploaded.uri if self.uploaded else job.folder, time.monotonic() - started)
             self._complaints.discard("upload")
-            self._delete_old_uploads(job.step)
+            self._delete_old_uploads(job)
         except Exception as error:  # an upload must never stop training
             self._complain(
                 "upload",
@@ -155,39 +186,68 @@ class Uploads:
         self._delete_old_folders(job)
         return self.uploaded is not None and self.uploaded.step == job.step
 
+    def _record_best(self, job: Job, best: BestCheckpoint) -> bool:
+        """See to it that the best checkpoint is in `output`, then say so there; return whether it is done."""
+        record = job.folder.parent / f".{BEST_FILE}"
+        try:
+            if job.step not in self._whole:
+                self._upload(job)
+            write_json(record, best.to_trainer())
+            self.storage.upload_file(record, join(self.output, BEST_FILE))
+        except Exception as error:  # an upload must never stop training
+            self._complain("best", f"the best checkpoint (step {best.step}) is not on record, and is tried again: {error}")
+            return False
+        self._complaints.discard("best")
+        self.best = best
+        try:
+            self._delete_old_uploads(job)
+        except RewardFLError as error:
+            self._complain("deletion", f"old checkpoints cannot be deleted: {error}")
+        return True
+
     def _upload(self, job: Job) -> None:
-        """Upload the metrics, then the checkpoint's files, the manifest last."""
+        """Upload the metrics, unless newer ones are there, then the checkpoint's files, the manifest last."""
         manifest = Manifest.read(job.folder / MANIFEST_FILE)
-        for file in manifest.files:
+        is_newest = self.uploaded is None or job.step >= self.uploaded.step
+        for file in manifest.files if is_newest else []:
             if file.name == METRICS_FILE or file.name.startswith(f"{TENSORBOARD_FOLDER}/"):
                 self.storage.upload_file(job.folder / file.name, join(self.output, file.name))
         uri = checkpoint_uri(self.output, job.step)
         for name in [*(file.name for file in manifest.files), MANIFEST_FILE]:
             self.storage.upload_file(job.folder / name, join(uri, name))
-        self.uploaded = Checkpoint(step=job.step, uri=uri, time=manifest.time)
+        self._whole.add(job.step)
+        if is_newest:
+            self.uploaded = Checkpoint(step=job.step, uri=uri, time=manifest.time)
 
-    def _delete_old_uploads(self, step: int) -> None:
-        """Delete uploaded checkpoints that are older than the newest `keep`, and what was never finished."""
+    def _delete_old_uploads(self, job: Job) -> None:
+        """Delete uploaded checkpoints that are older than the newest `keep` and not the best, and what was never finished."""
         root = join(self.output, CHECKPOINTS_FOLDER)
         by_step: dict[int, list[str]] = {}
         for name in self.storage.list_files(root):
             found = step_of(name.split("/", 1)[0])
-            if found is not None and found <= step:
+            if found is not None and found <= job.step:
                 by_step.setdefault(found, []).append(name)
         whole = sorted(
             (found for found, names in by_step.items() if checkpoint_name(found, MANIFEST_FILE) in names), reverse=True
         )
-        for found in by_step.keys() - set(whole[: self.keep]):
+        # The best one on record stays until the record names its successor.
+        best = {found.step for found in (job.best, self.best) if found is not None and found.step in whole}
+        for found in by_step.keys() - set(whole[: self.keep]) - best:
+            self._whole.discard(found)
             try:
                 self.storage.delete_folder(checkpoint_uri(self.output, found), first=MANIFEST_FILE)
             except RewardFLError as error:
                 self._complain("deletion", f"old checkpoints cannot be deleted: {error}")
 
     def _delete_old_folders(self, job: Job) -> None:
-        """Delete local checkpoints older than the newest `keep`; the one after this may just be being written."""
+        """Delete local checkpoints older than the newest `keep`; the one after this may just be being written.
+
+        The best one stays until it is uploaded, and no longer: disks are small.
+        """
         older = {step: path for step, path in local_folders(job.folder.parent).items() if step < job.step}
         whole = sorted((step for step, path in older.items() if (path / MANIFEST_FILE).is_file()), reverse=True)
-        for step in older.keys() - set(whole[: self.keep - 1]):
+        best = {job.best.step} - self._whole if job.best is not None else set()
+        for step in older.keys() - set(whole[: self.keep - 1]) - best:
             (older[step] / MANIFEST_FILE).unlink(missing_ok=True)
             shutil.rmtree(older[step], ignore_errors=True)
 
@@ -218,7 +278,7 @@ def is_own(name: str) -> bool:
     """Whether a name below an output folder is one that a run gives to a large file; other jobs' outputs may lie below it."""
     folder, _, rest = name.partition("/")
     if not rest:
-        return name.endswith(WEIGHTS_SUFFIX) or name in (METRICS_FILE, REPORT_FILE)
+        return name.endswith(WEIGHTS_SUFFIX) or name in (METRICS_FILE, REPORT_FILE, BEST_FILE)
     if folder == CHECKPOINTS_FOLDER:
         return step_of(rest.partition("/")[0]) is not None
     return folder in (SAMPLES_FOLDER, TENSORBOARD_FOLDER)

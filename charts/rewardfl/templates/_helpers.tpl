@@ -102,10 +102,10 @@ annotations:
 
 {{/* What the operator may do with the objects of jobs, in all namespaces or in each that it serves. */}}
 {{- define "rewardfl.rules" -}}
-# RewardFLJobs are read; only their status is written.
+# RewardFLJobs are read, and their status is written; patch is for those alone whose spec.guard asks to be suspended.
 - apiGroups: [rewardfl.io]
   resources: [rewardfljobs]
-  verbs: [list, watch]
+  verbs: [list, watch, patch]
 - apiGroups: [rewardfl.io]
   resources: [rewardfljobs/status]
   verbs: [patch]

@@ -87,8 +87,21 @@ def _progress(job: "Job") -> Iterator[str]:
     if status.checkpoint is not None:
         yield _row("checkpoint", f"step {status.checkpoint.step}, {_ago(status.checkpoint.time)}: {status.checkpoint.uri}")
     if status.results is not None:
-        for place, (name, uri) in enumerate(status.results.to_kubernetes().items()):
+        places = status.results.model_copy(update={"best_checkpoint": None})
+        for place, (name, uri) in enumerate(places.to_kubernetes().items()):
             yield _row("" if place else "results", f"{name} {uri}")
+        if (best := status.results.best_checkpoint) is not None:
+            yield _row("best", f"step {best.step}, held-out reward {best.score:.4g}: {best.uri}")
+    yield from _guard(job)
+
+
+def _guard(job: "Job") -> Iterator[str]:
+    """Which rule of the guard is broken, unless that is the reason why the job stands where it stands."""
+    found = job.condition("GuardTripped")
+    if found is not None and found.status == "True" and found.reason != job.reason:
+        yield _row("guard", f"{found.reason}: {found.message}")
+    elif found is not None and found.status == "False":
+        yield _row("guard", f"armed. {found.message}".strip())
 
 
 def _cause(job: "Job") -> Iterator[str]:
