@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, place(path), content=_page_of(source, path)))
         if source.suffix == ".md" or source.is_dir():
             text = _listing(source) if source.is_dir() else source.read_text(encoding="utf-8")
-            linked = (ROOT / target for target in targets(text, path + "/" * source.is_dir()))
+            linked = (ROOT / target for target in targets(text, path + "/" * source.is_dir()) if not target.startswith(".."))
             todo += [other for other in linked if other.exists() and not _is_of_docs(other)]
     return files
 
