@@ -110,7 +110,7 @@ generate: setup ## write the CRD, the documentation's tables and the chart's sch
 
 .PHONY: docs
 docs: setup ## build the documentation's site into build/docs; open build/docs/index.html
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build  # with --quiet it would not count warnings
 	echo "build/docs/index.html"
 
 .PHONY: check-generated
