@@ -3,6 +3,7 @@
 It must not change what a page says.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from website.links import DOCS, FILES, for_site, place, targets
+from website.links import DOCS, FILES, NOTEBOOK, for_site, is_page, place, targets
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".py": "python", ".json": "json", ".toml": "toml", ".sh": "sh"}
@@ -41,12 +42,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path in done:
             continue
         done.add(path)
-        if not path.startswith(DOCS):
+        if not is_page(path):
             files.append(File.generated(config, place(path), content=_page_of(source, path)))
         if source.suffix == ".md" or source.is_dir():
             text = _listing(source) if source.is_dir() else source.read_text(encoding="utf-8")
-            linked = (ROOT / target for target in targets(text, path + "/" * source.is_dir()) if not target.startswith(".."))
-            todo += [other for other in linked if other.exists() and not _is_of_docs(other)]
+            linked = targets(text, path + "/" * source.is_dir())
+            todo += [
+                ROOT / other for other in linked if not other.startswith("..") and not is_page(other) and (ROOT / other).exists()
+            ]
     return files
 
 
@@ -76,10 +79,6 @@ def title_of(path: Path) -> str:
     return heading[1] if heading else path.name
 
 
-def _is_of_docs(path: Path) -> bool:
-    return path.is_relative_to(ROOT / DOCS)
-
-
 def _expanded(entry: Any) -> Any:
     """Return a part of the navigation with each `folder/*` replaced by its pages, its index excepted."""
     if isinstance(entry, dict):
@@ -105,10 +104,21 @@ def _page_of(source: Path, path: str) -> str:
     if source.is_dir():
         return NOT_SEARCHED + for_site(_listing(source), f"{path}/", place(path))
     text = source.read_text(encoding="utf-8")
+    if source.suffix == NOTEBOOK:
+        return for_site("\n\n".join(_cell(cell) for cell in json.loads(text)["cells"]), path, place(path))
     if source.suffix == ".md":
         return for_site(text, path, place(path))
     fence = "`" * 4
     return f"{NOT_SEARCHED}# {path}\n\n{fence}{LANGUAGES.get(source.suffix, 'text')}\n{text}{fence}\n"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """Return a cell of a notebook, with what it has printed, as Markdown."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        return source
+    printed = ["".join(output.get("text") or output.get("data", {}).get("text/plain") or []) for output in cell["outputs"]]
+    return "\n\n".join([f"```python\n{source}\n```", *(f"```text\n{text.rstrip()}\n```" for text in printed if text)])
 
 
 def _listing(folder: Path) -> str:

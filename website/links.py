@@ -1,7 +1,7 @@
 """Where a page's links lead in the repository, and where the same is on the site. Pure.
 
 The pages are read in two places: in a repository's browser, where a link may name any file of the repository, and on the site,
-which has only pages. So each file outside docs/ that a page links to becomes a page itself, below files/.
+which has only pages. So each file outside docs/ that a page links to becomes a page itself, below files/, and so do notebooks.
 """
 
 import posixpath
@@ -12,14 +12,21 @@ DOCS = "docs/"
 FILES = "files/"
 """Where the site has what lies outside docs/."""
 
+NOTEBOOK = ".ipynb"
+
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|/|#")
 
 
+def is_page(path: str) -> bool:
+    """Whether a file of the repository is on the site as it is."""
+    return path.startswith(DOCS) and not path.endswith(NOTEBOOK)
+
+
 def place(path: str) -> str:
     """Return where the site has a file or folder of the repository, as the path of its source below docs/."""
-    if path.startswith(DOCS):
+    if is_page(path):
         return path.removeprefix(DOCS)
     folder, name = posixpath.split(path)
     name = name.lower() if name == "README.md" else name  # MkDocs would take it for the index of a section
