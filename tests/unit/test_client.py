@@ -3,8 +3,10 @@
 import importlib.resources
 import inspect
 import io
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.cluster.paths import REPOSITORY
 from tests.integration.operator_harness import manifest
 from tests.unit.operator_objects import body as job_body
 
+EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAM = """
 from rewardfl_api import AsyncClient, Client, ObjectMeta, RewardFLJob, RewardFLJobSpec, StepMetrics, TrainingParameters
 
@@ -67,20 +70,35 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
 @pytest.mark.slow
 def test_a_program_that_uses_both_is_checked_strictly_and_a_wrong_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "pyproject.toml", str(tmp_path / "program.py")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
-    said = [line.partition("program.py:")[2] for line in done.stdout.splitlines() if "program.py:" in line]
-    assert [line.split(": ", 1)[1] for line in said] == [
+    assert mypy(tmp_path / "program.py") == [
         'note: Revealed type is "rewardfl_api.progress.Results | None"',
         'note: Revealed type is "' + " | ".join(f"Literal['{phase}']" for phase in PHASES) + ' | None"',
         'note: Revealed type is "list[pathlib.Path]"',
         'error: Unexpected keyword argument "seconds"  [call-arg]',
         'error: "Coroutine[Any, Any, Job]" has no attribute "status"  [attr-defined]',
         'note: Maybe you forgot to use "await"?',
-    ], done.stdout
+    ]
 
 
 PHASES = ("Pending", "Queued", "Suspended", "Staging", "Preparing", "Training", "Saving", "Succeeded", "Failed")
+
+
+@pytest.mark.slow
+def test_the_examples_of_its_page_are_checked_strictly(tmp_path: Path) -> None:
+    *others, last = EXAMPLE.findall((REPOSITORY / "docs/client.md").read_text(encoding="utf-8"))
+    assert len(others) == 2
+    wrapped = f"async def main() -> None:\n{textwrap.indent(last, '    ')}"
+    (tmp_path / "program.py").write_text("\n".join([*others, wrapped]), encoding="utf-8")
+    assert mypy(tmp_path / "program.py") == []
+
+
+def mypy(program: Path) -> list[str]:
+    """What mypy says of a program, without the lines' numbers."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "pyproject.toml", str(program)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    said = [line.partition(f"{program.name}:")[2] for line in done.stdout.splitlines() if f"{program.name}:" in line]
+    return [line.split(": ", 1)[1] for line in said]
 
 
 def test_everything_that_is_offered_is_there_typed_and_imported_only_when_asked_for() -> None:

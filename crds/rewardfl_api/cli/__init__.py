@@ -2,11 +2,11 @@
 
 `app.py` holds what all commands share, and how errors are told. `local.py`, `report.py`, `stage.py` and `cache.py` have the
 commands that need no cluster, `validate.py` and `submit.py` take manifests, `listing.py`, `describe.py`, `watch.py`, `logs.py`
-and `control.py` look at jobs and steer them.
+and `control.py` look at jobs and steer them, `download.py` fetches their results.
 What they need is imported when they run, so that help is instant.
 """
 
-from . import cache, control, describe, listing, local, logs, report, stage, submit, validate, watch
+from . import cache, control, describe, download, listing, local, logs, report, stage, submit, validate, watch
 from .app import app
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cache",
     "control",
     "describe",
+    "download",
     "listing",
     "local",
     "logs",

@@ -37,6 +37,7 @@ ORDER = (
     "watch",
     "logs",
     "describe",
+    "download",
     "suspend",
     "resume",
     "delete",
@@ -107,7 +108,11 @@ def reporting(command: str) -> Iterator[None]:
 
 @contextmanager
 def cluster(
-    command: str, kubeconfig: str | None = None, context: str | None = None, namespace: str | None = None
+    command: str,
+    kubeconfig: str | None = None,
+    context: str | None = None,
+    namespace: str | None = None,
+    endpoint: str | None = None,
 ) -> Iterator["Client"]:
     """Give a client of the cluster that is meant, and turn errors into one line and its exit code."""
     with reporting(command):
@@ -119,7 +124,7 @@ def cluster(
             raise typer.Exit(int(ExitCode.FAILED)) from error
         try:
             logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings would stand beside our one line
-            yield Client(namespace, context=context, kubeconfig=kubeconfig)
+            yield Client(namespace, context=context, kubeconfig=kubeconfig, endpoint=endpoint)
         except ClientError as error:
             complain(command, str(error))
             raise typer.Exit(int(error.exit_code)) from error

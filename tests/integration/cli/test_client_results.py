@@ -8,9 +8,9 @@ import pytest
 
 from rewardfl_api import Client, Job, RewardFLError
 from rewardfl_api.client.errors import NotFoundError
-from rewardfl_api.errors import Reason
+from rewardfl_api.errors import ExitCode, Reason
 from tests.cluster import SeaweedFS
-from tests.integration.cli.commands import status
+from tests.integration.cli.commands import rewardfl, status
 from tests.integration.fault_proxy import Exchange, fault_proxy
 from tests.integration.operator_harness import Installation, manifest
 
@@ -84,6 +84,15 @@ def test_everything_is_downloaded_and_what_is_there_already_is_not_fetched_again
         (tmp_path / "all" / "metrics.jsonl").write_bytes(b"x" * len(FILES["metrics.jsonl"]))
         assert behind.download(job, tmp_path / "all") == fetched
         assert {exchange.key for exchange in proxy.contents()[count:]} == {"stored/lora.safetensors", "stored/metrics.jsonl"}
+
+
+def test_the_command_fetches_what_is_named_and_names_it(client: Client, job: Job, server: SeaweedFS, tmp_path: Path) -> None:
+    to = tmp_path / "here"
+    answer = rewardfl("download", "stored", "samples", "lora.*", "--to", str(to), "--endpoint", server.endpoint)
+    assert (answer.exit_code, answer.stdout.splitlines()) == (0, [f"{to}/lora.safetensors", f"{to}/samples/before/row-1 ü.mp4"])
+    assert answer.stderr == f"2 files, 4.0 kB, in {to}\n"
+    wrong = rewardfl("download", "stored", "*.pth", "--to", str(to), "--endpoint", server.endpoint)
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (ExitCode.MISSING_INPUT, 1)
 
 
 @pytest.mark.parametrize(
