@@ -22,7 +22,8 @@ NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n"
 WIDE = ("reference.md", "files/charts/rewardfl/readme.md")
 """Pages of wide tables, which get the room of the table of contents."""
 
-_FIELD = re.compile(r"<td[^>]*><code>[\w.\[\]]+</code></td>")
+_LONG_NAME = re.compile(r"<code>[^<>\s&]{24,}</code>")
+_JOINT = re.compile(r"(?<=[\w\]])(?:[._]|::|/)(?=\w)")
 _HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
@@ -64,8 +65,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let the names of fields break after their dots: they stand in narrow columns."""
-    return _FIELD.sub(lambda cell: cell[0].replace(".", ".<wbr>"), html)
+    """Let long names break at their joints, and nowhere else: they stand in narrow columns."""
+    return _LONG_NAME.sub(lambda name: _JOINT.sub(lambda joint: f"{joint[0]}<wbr>", name[0]), html)
 
 
 def with_lists(markdown: str, path: Path) -> str:
