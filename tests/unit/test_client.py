@@ -170,6 +170,9 @@ def test_elsewhere_than_at_a_terminal_progress_is_a_line_a_change(capsys: pytest
     assert [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()] == ["Training  step 1/4 (25%)", "Succeeded"]
 
 
+TIME = "2026-01-01T00:00:00Z"
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -179,11 +182,12 @@ def test_at_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     show = progress.shown(True)
-    show(state("Training", progress="1/4", percent=25, metrics={"reward": 0.5}))
+    running = {"type": "Running", "status": "True", "reason": "Held", "message": "so {n}", "lastTransitionTime": TIME}
+    show(state("Training", progress="1/4", percent=25, metrics={"reward": 0.5}, conditions=[running]))
     show(state("Succeeded"))
     show.close()
     assert "Training  25%|" in terminal.getvalue()
-    assert "step 1/4 (25%)  reward 0.5" in terminal.getvalue()
+    assert "| step 1/4 (25%)  reward 0.5  Held: so {n}" in terminal.getvalue()
     assert "Succeeded 100%|" in terminal.getvalue()
 
 

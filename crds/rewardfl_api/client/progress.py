@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 METRICS = ("reward", "loss", "kl", "gradNorm", "secondsPerStep", "noFaceFraction", "heldOutReward")
 SHOWN_WHEN_ABOVE_ZERO = ("noFaceFraction",)
-BAR = "{desc} {percentage:3.0f}%|{bar}|{postfix}"
+BAR = "{desc} {percentage:3.0f}%|{bar}| "
 
 ProgressOption = bool | Callable[["Job"], object]
 """True: a bar or lines. A function: called with the job as it is now, and each time that it has changed."""
@@ -101,8 +101,9 @@ class _Bar:
         self._bar = bar
 
     def __call__(self, job: "Job") -> None:
+        said = line(job).removeprefix(job.phase or "new").strip()
+        self._bar.bar_format = BAR + said.replace("{", "{{").replace("}", "}}")
         self._bar.set_description_str(f"{job.name} {job.phase or 'new'}", refresh=False)
-        self._bar.set_postfix_str(line(job).removeprefix(job.phase or "new").strip(), refresh=False)
         self._bar.n = 100 if job.phase == "Succeeded" else job.status.percent or 0
         self._bar.refresh()
 

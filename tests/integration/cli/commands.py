@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from rewardfl_api.cli import app
-from tests.integration.operator_harness import Installation, manifest, until
+from tests.integration.operator_harness import Installation, Kubelet, manifest, until
 
 PATIENCE_SECONDS = 30.0
 FAILED = {
@@ -54,6 +54,28 @@ def submit(name: str, *options: str, **spec: Any) -> Result:
 
 def status(installation: Installation, name: str, **fields: Any) -> None:
     installation.patch("rewardfljob", name, {"status": {"observedGeneration": 1, **fields}}, subresource="status")
+
+
+def pods(installation: Installation, name: str, nodes: int = 2) -> list[dict[str, Any]]:
+    """Make a job's pods, as its Kubernetes Job would, and take them onto the node."""
+    made = []
+    for index in range(nodes):
+        labels = {"rewardfl.io/job-name": name, "batch.kubernetes.io/job-completion-index": str(index)}
+        spec = {
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "stage", "image": "i"}],
+            "containers": [{"name": "trainer", "image": "i"}],
+        }
+        body = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"generateName": f"{name}-{index}-", "labels": labels},
+            "spec": spec,
+        }
+        pod = installation.create(body)
+        Kubelet(installation, name).bind(pod)
+        made.append(pod)
+    return made
 
 
 @contextmanager

@@ -5,33 +5,11 @@ from typing import Any
 import pytest
 
 from rewardfl_api.errors import ExitCode
-from tests.integration.cli.commands import PATIENCE_SECONDS, rewardfl, running, status, submit
+from tests.integration.cli.commands import PATIENCE_SECONDS, pods, rewardfl, running, status, submit
 from tests.integration.cli.played_logs import Logs
 from tests.integration.operator_harness import Installation, Kubelet, now
 
 pytestmark = pytest.mark.slow
-
-
-def pods(installation: Installation, name: str, nodes: int = 2) -> list[dict[str, Any]]:
-    """Make a job's pods, as its Kubernetes Job would, and take them onto the node."""
-    made = []
-    for index in range(nodes):
-        labels = {"rewardfl.io/job-name": name, "batch.kubernetes.io/job-completion-index": str(index)}
-        spec = {
-            "restartPolicy": "Never",
-            "initContainers": [{"name": "stage", "image": "i"}],
-            "containers": [{"name": "trainer", "image": "i"}],
-        }
-        body = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"generateName": f"{name}-{index}-", "labels": labels},
-            "spec": spec,
-        }
-        pod = installation.create(body)
-        Kubelet(installation, name).bind(pod)
-        made.append(pod)
-    return made
 
 
 def test_logs_are_read_pod_by_pod_by_node_and_by_rank(installation: Installation, logs: Logs) -> None:

@@ -15,9 +15,8 @@ from rewardfl_api.client import jobs as client_jobs
 from rewardfl_api.client.errors import DeletedError, ExistsError, RefusedError
 from rewardfl_api.reasons import EXPLANATIONS
 from tests.integration.api_proxy import ApiProxy, Fault, api_proxy
-from tests.integration.cli.commands import FAILED, PATIENCE_SECONDS, status
+from tests.integration.cli.commands import FAILED, PATIENCE_SECONDS, pods, status
 from tests.integration.cli.played_logs import Logs
-from tests.integration.cli.test_cli_logs import pods
 from tests.integration.operator_harness import Installation, Kubelet, manifest, until
 
 pytestmark = pytest.mark.slow

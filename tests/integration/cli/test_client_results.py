@@ -10,9 +10,10 @@ from rewardfl_api import Client, Job, RewardFLError
 from rewardfl_api.client.errors import NotFoundError
 from rewardfl_api.errors import ExitCode, Reason
 from tests.cluster import SeaweedFS
-from tests.integration.cli.commands import rewardfl, status
+from tests.integration.cli.commands import pods, rewardfl, status
+from tests.integration.cli.played_logs import Logs
 from tests.integration.fault_proxy import Exchange, fault_proxy
-from tests.integration.operator_harness import Installation, manifest
+from tests.integration.operator_harness import Installation, Kubelet, manifest
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,15 @@ def job(installation: Installation, client: Client) -> Job:
 def test_the_stored_metrics_are_read_step_by_step_and_damaged_lines_left_out(client: Client, job: Job) -> None:
     steps = list(client.metrics(job))
     assert [(step.step, step.reward, step.held_out_reward) for step in steps] == [(1, None, None), (2, 0.2, 0.3)]
+
+
+def test_steps_that_are_not_stored_yet_come_from_the_log(installation: Installation, client: Client, logs: Logs) -> None:
+    job = client.submit(manifest("going-on", nodes=1, output=f"s3://{BUCKET}/stored/"))
+    (pod,) = pods(installation, "going-on", nodes=1)
+    Kubelet(installation, "going-on").train(pod)
+    said = [f"2026-01-01 12:00:00,000 rank 0 INFO rewardfl_trainer.train: step {step}/4 reward 0.7" for step in (1, 2, 3)]
+    logs[pod["metadata"]["name"], "trainer"].write(*said)
+    assert [(step.step, step.reward) for step in client.metrics(job)] == [(1, None), (2, 0.2), (3, 0.7)]
 
 
 def test_a_job_that_has_stored_nothing_yet_has_no_metrics_and_no_report(client: Client) -> None:
