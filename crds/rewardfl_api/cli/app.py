@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import ExitCode, RewardFLError
+from ..printable import printable
 
 if TYPE_CHECKING:
     from ..client.sync import Client
@@ -131,8 +132,8 @@ def cluster(
 
 
 def complain(command: str, text: str) -> None:
-    """Write one line to standard error."""
-    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    """Write one line to standard error, without anything that a terminal obeys."""
+    line = "; ".join(part.strip() for part in printable(text).splitlines() if part.strip())
     typer.echo(f"rewardfl {command}: {line}", err=True)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..printable import printable
 from ..text import plural, size
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
 
@@ -26,7 +27,5 @@ def download(
     """Fetch weights, samples, metrics or the report of a job. What is there already is not fetched again."""
     with cluster("download", kubeconfig, context, namespace, endpoint) as client:
         folder = to or Path(name)
-        files = client.download(name, folder, patterns=patterns or ())
-        for file in files:
-            typer.echo(str(file))
+        files = client.download(name, folder, patterns=patterns or (), progress=lambda file: typer.echo(printable(str(file))))
         typer.echo(f"{plural(len(files), 'file')}, {size(sum(file.stat().st_size for file in files))}, in {folder}", err=True)

@@ -8,7 +8,7 @@ import fnmatch
 import importlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +112,9 @@ class Results:
                 raise NotFoundError(f"{self._job.name} has no report yet in {self._output}", hint) from error
             raise
 
-    def download(self, folder: Path, patterns: Iterable[str], halt: Halt) -> list[Path]:
+    def download(
+        self, folder: Path, patterns: Iterable[str], halt: Halt, tell: Callable[[Path], object] | None = None
+    ) -> list[Path]:
         """Fetch files to a folder and return where they are; see `Client.download`."""
         wanted = tuple(patterns)
         there = self.files()
@@ -125,6 +127,8 @@ class Results:
         for file in chosen:
             halt.check()
             fetched.append(self._fetch(file, folder))
+            if tell is not None:
+                tell(fetched[-1])
         return fetched
 
     def _fetch(self, file: StoredFile, folder: Path) -> Path:

@@ -6,7 +6,7 @@ Thin: what it asks the cluster is `jobs.py`'s, `logs.py`'s and `history.py`'s, w
 
 import tempfile
 import webbrowser
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -297,7 +297,13 @@ class Client:
         return Results(self.get(job, namespace), self._endpoint).files()
 
     def download(
-        self, job: JobOrName, to: str | Path, namespace: str | None = None, *, patterns: Iterable[str] | str = ()
+        self,
+        job: JobOrName,
+        to: str | Path,
+        namespace: str | None = None,
+        *,
+        patterns: Iterable[str] | str = (),
+        progress: Callable[[Path], object] | None = None,
     ) -> Paths:
         """Fetch files of a job's output to a folder, and return where they are.
 
@@ -311,6 +317,7 @@ class Client:
             namespace: the job's namespace.
             patterns: names below the output, with * and ?, or folders: `lora.safetensors`, `samples`, `checkpoints/step-1*`.
                 None given: everything.
+            progress: called with each file as soon as it is there.
 
         Raises:
             NotFoundError: there is no such job, or nothing of that name in its output.
@@ -320,7 +327,7 @@ class Client:
         """
         chosen = [patterns] if isinstance(patterns, str) else patterns
         results = Results(self.get(job, namespace), self._endpoint)
-        return results.download(Path(to).expanduser(), chosen, self.connection.halt)
+        return results.download(Path(to).expanduser(), chosen, self.connection.halt, progress)
 
     def report(
         self, job: JobOrName, namespace: str | None = None, *, to: str | Path | None = None, open_browser: bool = True

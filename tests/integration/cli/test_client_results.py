@@ -87,7 +87,9 @@ def test_everything_is_downloaded_and_what_is_there_already_is_not_fetched_again
     assert [(file.name, file.bytes) for file in client.files(job)] == [(name, len(body)) for name, body in sorted(FILES.items())]
     with fault_proxy(server.endpoint) as proxy:
         behind = Client(endpoint=proxy.endpoint)
-        fetched = behind.download(job, tmp_path / "all")
+        told: list[Path] = []
+        fetched = behind.download(job, tmp_path / "all", progress=told.append)
+        assert told == fetched
         assert {path.relative_to(tmp_path / "all").as_posix(): path.read_bytes() for path in fetched} == FILES
         count = len(proxy.contents())
         (tmp_path / "all" / "lora.safetensors").unlink()
@@ -120,6 +122,14 @@ def test_only_what_a_pattern_means_is_downloaded(
     assert [path.relative_to(tmp_path).as_posix() for path in fetched] == expected
     with pytest.raises(NotFoundError, match=r"nothing that is called \*\.pth or x in .*; it has 6 files"):
         client.download(job, tmp_path, patterns=["*.pth", "x"])
+
+
+def test_a_key_that_a_terminal_would_obey_is_shown_without_that(server: SeaweedFS, client: Client, tmp_path: Path) -> None:
+    client.submit(manifest("loud"))
+    server.client().put_object(Bucket=BUCKET, Key="loud/a\x1b[2Jb", Body=b"content")
+    answer = rewardfl("download", "loud", "--to", str(tmp_path), "--endpoint", server.endpoint)
+    assert (answer.exit_code, answer.stdout) == (0, f"{tmp_path}/ab\n")
+    assert (tmp_path / "a\x1b[2Jb").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("evil", ["../../outside", "a/../../../outside", "{tmp}/outside", "nul%00outside"])
