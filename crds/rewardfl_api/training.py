@@ -142,6 +142,11 @@ class TrainingParameters(
             )
         if not names:
             yield _found("trainable_models", "trainable_models='': name at least one of " + ", ".join(KNOWN_MODELS))
+        elif self.lora_base_model is not None and not self.lora_target_names:
+            yield _found(
+                "lora_target_modules lora_base_model",
+                f"lora_target_modules={self.lora_target_modules!r}: name at least one linear layer, e.g. q,k,v,o",
+            )
         elif self.lora_base_model is not None and names != [self.lora_base_model]:
             yield _found(
                 "trainable_models lora_base_model",

@@ -1,4 +1,4 @@
-"""The blocks of docs/gpu-cluster.md by kind, and the examples for eight GPUs as they would lie in the page's namespace."""
+"""The blocks of docs/gpu-cluster.md by kind, and the examples as they would lie in the page's namespace."""
 
 import re
 from typing import Any
@@ -18,7 +18,8 @@ KUEUES = [manifest for manifest in MANIFESTS if manifest["apiVersion"].startswit
 KUBERNETES = [manifest for manifest in MANIFESTS if manifest not in KUEUES]
 
 NAMESPACE = "training"
-ONE_NODE, TWO_NODES = "rewardfljob-a14b.yaml", "rewardfljob-a14b-two-nodes.yaml"
+ONE_NODE, TWO_NODES = "rewardfljob-eight-gpus.yaml", "rewardfljob-two-nodes-kueue.yaml"
+EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").glob("rewardfljob-*.yaml"))
 
 
 def example(name: str = ONE_NODE) -> Raw:

@@ -1,4 +1,4 @@
-"""A real API server accepts what docs/gpu-cluster.md shows, and the two A14B examples. (The queue: test_operator_kueue.py.)"""
+"""A real API server accepts what docs/gpu-cluster.md shows, and every example. (The queue: test_operator_kueue.py.)"""
 
 import copy
 import json
@@ -22,14 +22,13 @@ from tests.cluster import ClusterError, LocalCluster
 from tests.cluster.paths import REPOSITORY
 from tests.integration.gpu_page import (
     BLOCKS,
+    EXAMPLES,
     KUBERNETES,
     KUEUES,
     MANIFESTS,
     NAMESPACE,
-    ONE_NODE,
     SPECS,
     TEXT,
-    TWO_NODES,
     VALUES,
     example,
 )
@@ -119,15 +118,32 @@ def test_what_a_job_may_say_is_accepted(cluster: LocalCluster, block: Raw) -> No
     try_out(cluster, pod(merge(body, block), settings(*VALUES[:2])), "open")
 
 
-@pytest.mark.parametrize("name", [ONE_NODE, TWO_NODES])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_are_valid_and_their_pods_are_let_into_a_restricted_namespace(cluster: LocalCluster, name: str) -> None:
     assert problems_of(example(name)) == []
     try_out(cluster, {**example(name), "metadata": {"name": "tried"}}, NAMESPACE)
     tried = pod(example(name), settings())
     try_out(cluster, tried, NAMESPACE)
-    assert [volume for volume in tried["spec"]["volumes"] if volume["name"] == "shm"] == [
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
+    named = {volume["name"]: volume for volume in example(name)["spec"]["template"]["spec"].get("volumes", [])}
+    assert [volume for volume in tried["spec"]["volumes"] if volume["name"] in named] == [
+        named[volume["name"]] for volume in tried["spec"]["volumes"] if volume["name"] in named
     ]
+    assert len([volume for volume in tried["spec"]["volumes"] if volume["name"] in named]) == len(named)
+
+
+def test_what_the_examples_expect_of_their_namespace_is_accepted(cluster: LocalCluster) -> None:
+    text = (REPOSITORY / "examples" / "namespace.yaml").read_text(encoding="utf-8")
+    for manifest in yaml.safe_load_all(text):
+        cluster.kubectl(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+            stdin=json.dumps(manifest),
+        )
 
 
 def test_locked_memory_for_root_is_the_installations_to_give_and_not_a_jobs(cluster: LocalCluster) -> None:

@@ -93,7 +93,7 @@ def test_the_queue_of_the_gpu_page_admits_the_example_for_two_nodes(installation
     for part in KUEUES:
         installation.create(part)
     job = example(TWO_NODES)
-    job["metadata"]["labels"] = {QUEUE: "training"}
+    assert job["metadata"]["labels"] == {QUEUE: "training"}
     installation.create(job)
     with installation.operator():
         pods = installation.wait_for_pods("face-identity-16", 2, NAMESPACE)

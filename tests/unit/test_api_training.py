@@ -97,6 +97,7 @@ def test_the_shards_of_a_model_may_be_a_list() -> None:
         ({"trainable_models": "dit3"}, "trainable_models='dit3': unknown dit3; known are dit, dit2, vae, text_encoder"),
         ({"trainable_models": ""}, "trainable_models='': name at least one of"),
         ({"trainable_models": "dit,dit2", "lora_base_model": "dit2"}, "leave lora_base_model out for full training"),
+        ({"lora_base_model": "dit2", "lora_target_modules": " "}, "lora_target_modules=' ': name at least one linear layer"),
         ({"extra_inputs": "input_video"}, "extra_inputs='input_video': unknown input_video; known are input_image, end_image"),
         ({"export_formats": "kohya"}, "export_formats='kohya': unknown kohya; known are diffsynth, comfyui, diffusers"),
         ({"export_formats": " "}, "export_formats=' ': name at least one of diffsynth, comfyui, diffusers"),

@@ -15,10 +15,26 @@ from rewardfl_api.errors import ExitCode
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.validation import problems_of
 from tests.cluster.paths import REPOSITORY
+from tests.unit.own_rewards import importable
 
 runner = CliRunner()
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+EXAMPLES = sorted((REPOSITORY / "examples").glob("rewardfljob-*.yaml"))
 BASE: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples" / "rewardfljob-tiny.yaml").read_text(encoding="utf-8"))
+
+NOT_ON_SHAPES = """
+from rewardfl_trainer.rewards.base import Reference, Reward, RewardResult
+
+
+class Median(Reward[Reference, RewardResult]):
+    reference_type = Reference
+
+    def reference(self, video_B3THW):
+        return Reference()
+
+    def forward(self, video_B3THW, reference):
+        video_B3THW.detach().numpy()
+"""
+"""A reward that wants the values of the pixels."""
 
 
 def changed(**spec: Any) -> dict[str, Any]:
@@ -234,18 +250,39 @@ def test_an_estimate_is_told_in_one_line() -> None:
     assert "no GPU is large enough" in memory_line({**answer, "fits": [small]})
 
 
+def asked(**training: object) -> Result:
+    body = yaml.safe_load((REPOSITORY / "examples" / "rewardfljob-eight-gpus.yaml").read_text(encoding="utf-8"))
+    body["spec"]["training"].update(training)
+    return runner.invoke(app, ["validate", "-f", "-"], input=json.dumps(body))
+
+
 @pytest.mark.slow
-def test_what_the_trainer_would_refuse_is_told_and_what_cannot_be_estimated_is_no_mistake() -> None:
-    body = yaml.safe_load((REPOSITORY / "examples" / "rewardfljob-a14b.yaml").read_text(encoding="utf-8"))
-    body["spec"]["training"].update(numInferenceSteps=1, midTimestep=0, finalTimestep=0)
-    answer = runner.invoke(app, ["validate", "-f", "-"], input=json.dumps(body))
+def test_what_the_trainer_would_refuse_is_told() -> None:
+    answer = asked(numInferenceSteps=1, midTimestep=0, finalTimestep=0)
     assert answer.exit_code == ExitCode.BAD_CONFIGURATION
     assert "the trainer would refuse it: training.trainableModels=dit2: no gradient reaches it" in answer.stdout
-    del body["spec"]["training"]["loraBaseModel"]
-    body["spec"]["training"].update(trainableModels="vae")
-    answer = runner.invoke(app, ["validate", "-f", "-"], input=json.dumps(body))
+
+
+@pytest.mark.slow
+def test_a_reward_that_does_not_run_on_shapes_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text(NOT_ON_SHAPES, encoding="utf-8")
+    with importable(tmp_path):
+        answer = asked(rewards=[{"name": "my_rewards:Median"}], numFrames=5, height=16, width=16)
     assert answer.exit_code == 0
-    assert "  memory: not estimated: " in answer.stdout
+    assert "  memory: not estimated: it cannot be estimated: " in answer.stdout
+    assert "my_rewards:Median must run on shapes without data" in answer.stdout
+
+
+def test_a_reward_that_only_the_image_has_is_no_mistake() -> None:
+    answer = asked(rewards=[{"name": "face_identity"}, {"name": "my_rewards.exposure:Exposure"}])
+    assert answer.exit_code == 0
+    assert "  memory: not estimated, since my_rewards is not installed here; the image has to have it" in answer.stdout
+
+
+def test_models_that_only_the_pods_have_are_no_mistake() -> None:
+    answer = asked(modelPaths=["/mnt/models/wan22_paths.json"])
+    assert answer.exit_code == 0
+    assert "  memory: not estimated: training.modelPaths=/mnt/models/wan22_paths.json: " in answer.stdout
 
 
 def test_submit_refuses_a_wrong_manifest_before_it_looks_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

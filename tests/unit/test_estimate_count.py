@@ -62,6 +62,8 @@ def peak(counts: Counts) -> float:
     [
         {"gradient_checkpointing_blocks": 1, "gradient_checkpointing_attention": 2},
         {"gradient_checkpointing_blocks": 2, "use_gradient_checkpointing_offload": True},
+        {"gradient_checkpointing_blocks": 1, "trainable_models": "text_encoder", "lora_base_model": None},
+        {"gradient_checkpointing_blocks": 1, "trainable_models": "vae", "lora_base_model": None},
     ],
 )
 def test_two_depths_tell_what_one_run_of_everything_tells(changes: dict[str, object]) -> None:

@@ -117,12 +117,12 @@ def test_a_small_family_is_estimated_by_part() -> None:
 
 def test_the_command_prints_json_of_a_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command.Estimator, "of", lambda _parameters: Fixed(family(1)))
-    result = CliRunner().invoke(app, ["estimate", "-f", "examples/rewardfljob-a14b.yaml", "-o", "json"])
+    result = CliRunner().invoke(app, ["estimate", "-f", "examples/rewardfljob-eight-gpus.yaml", "-o", "json"])
     found = json.loads(result.stdout)
     assert found["world_size"] == 8
     assert found["peak_bytes"] == 30e9
     assert [fit["gpu_gigabytes"] for fit in found["fits"]] == [24, 48, 80, 141]
-    text = CliRunner().invoke(app, ["estimate", "-f", "examples/rewardfljob-a14b.yaml", "--gpus", "1"]).stdout
+    text = CliRunner().invoke(app, ["estimate", "-f", "examples/rewardfljob-eight-gpus.yaml", "--gpus", "1"]).stdout
     assert "GB in all        30.00  (decoding)" in text
     assert " 24 GB: deepspeed.preset zero3, use_gradient_checkpointing_offload" in text
 

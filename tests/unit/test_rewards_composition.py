@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rewardfl_trainer.rewards.composition import Part, Rewards
 from rewardfl_trainer.rewards.face import FaceReward
 from tests.unit.datasets import parameters
 from tests.unit.face_networks import frame_with_marks, write_detector, write_recogniser
+from tests.unit.own_rewards import importable
 
 CPU = torch.device("cpu")
 HERE = "tests.unit.test_rewards_composition"
@@ -225,22 +227,37 @@ def test_hiding_the_face_does_not_pay_whatever_it_is_combined_with(folder: Path)
     assert [score.no_face_fraction for score in scores] == pytest.approx([0, 0.4, 1])
 
 
-def test_the_example_of_the_documentation_is_a_reward(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (tmp_path / "my_rewards").mkdir()
-    (tmp_path / "my_rewards" / "exposure.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.fixture
+def example() -> Iterator[Path]:
+    """The reward of examples/custom_reward, importable as it is in an image that has it."""
+    folder = Path(__file__).parents[2] / "examples" / "custom_reward"
+    with importable(folder):
+        yield folder / "my_rewards" / "exposure.py"
+
+
+def test_the_example_of_a_reward_scores_brightness(folder: Path, example: Path) -> None:
+    del example
     rewards = load(folder, {"name": "my_rewards.exposure:Exposure", "options": {"limit": 0.95}})
 
     same, darker = scored(rewards, TRUTH), scored(rewards, TRUTH - 0.4)
 
     assert same.reward == pytest.approx(1, abs=0.05)
     assert darker.reward == pytest.approx(1 - 0.4 / 0.95, abs=0.05)
+    assert darker.details() == {"exposure_brighter_by": pytest.approx(-0.4, abs=0.05)}
     assert float(gradient(rewards).abs().max()) > 0
     assert rewards.unpacked(rewards.reference(TRUTH).tensors()).parts.keys() == {"exposure"}
     with pytest.raises(RewardFLError, match="limit=0: must be above 0"):
         load(folder, {"name": "my_rewards.exposure:Exposure", "options": {"limit": 0}})
+
+
+def test_the_documentation_walks_through_the_code_of_the_example(example: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    code = example.read_text(encoding="utf-8")
+    assert all(block.strip() in code for block in shown)
+    assert [line for line in code[code.index("from dataclasses") :].splitlines() if line] == [
+        line for block in shown for line in block.splitlines() if line
+    ]
 
 
 def test_the_examples_of_the_documentation_are_valid_parameters() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.parameters import LrSchedulerType
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_trainer.data import MicroBatchSampler
-from rewardfl_trainer.engine import check_section, deepspeed_section
+from rewardfl_trainer.engine import check_section, deepspeed_section, fitting_buckets
 from rewardfl_trainer.optimizer import (
     GuardedAdamW,
     advance_schedule,
@@ -172,6 +173,33 @@ def test_what_deepspeed_cannot_offload_is_refused_by_its_name(stage: int, offloa
     with pytest.raises(RewardFLError, match=expected) as caught:
         check_section(config({"zero_optimization": {"stage": stage, **offload}}), world_size=1)
     assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        (True, r"deepspeed: zero_optimization=True: must be an object, e\.g\. stage: 2"),
+        (None, "zero_optimization=None: must be an object"),
+        ({"stage": "x"}, r"zero_optimization\.stage='x': must be a whole number from 0 to 3"),
+        ({"stage": 4}, r"stage=4: must be a whole number from 0 to 3"),
+        ({"stage": True}, r"stage=True: must be a whole number"),
+        ({"stage": 2, "reduce_bucket_size": "5e8"}, r"reduce_bucket_size='5e8': must be a whole number from 1$"),
+        ({"stage": 3, "stage3_max_live_parameters": 1.5}, r"stage3_max_live_parameters=1\.5: must be a whole number from 0$"),
+        ({"stage": 3, "offload_param": "cpu"}, r"offload_param='cpu': must be an object, e\.g\. device: cpu"),
+    ],
+)
+def test_a_section_about_zero_of_the_wrong_form_is_refused_by_its_name(zero: Any, expected: str) -> None:
+    with pytest.raises(RewardFLError) as caught:
+        check_section(config({"zero_optimization": zero}), world_size=1)
+    assert re.search(expected, caught.value.message)
+    assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
+
+
+def test_automatic_values_and_an_offload_of_null_are_deepspeeds_defaults() -> None:
+    given = {"stage": 2, "reduce_bucket_size": "auto", "offload_optimizer": None, "allgather_bucket_size": 5e8}
+    section = deepspeed_section(config({"zero_optimization": given}), world_size=1, full=False)
+    assert section["zero_optimization"] == {"stage": 2, "allgather_bucket_size": 5e8}
+    assert fitting_buckets(section, 1000)["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
 def test_offload_on_a_cpu_asks_for_no_pinned_memory() -> None:

@@ -157,6 +157,8 @@ def deepspeed_section(config: TrainerConfig, world_size: int, *, full: bool) -> 
     parameters = config.training
     check_section(config, world_size)
     section = copy.deepcopy(config.deepspeed)
+    if "zero_optimization" in section:
+        section["zero_optimization"] = zero_section(section)
     for ours in ("optimizer", "scheduler", "fp16"):
         if section.pop(ours, None) is not None:
             logger.warning("deepspeed.%s is ignored: the training parameters say it", ours)
@@ -184,7 +186,38 @@ def check_section(config: TrainerConfig, world_size: int) -> None:
         RewardFLError: BadConfiguration, exit code 78.
     """
     _check_batch_size(config.training, world_size)
-    _check_offload(config.deepspeed.get("zero_optimization", {}))
+    _check_offload(zero_section(config.deepspeed))
+
+
+def zero_section(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the part about ZeRO without what is `auto` or an offload of null: DeepSpeed's defaults, which it means.
+
+    Raises:
+        RewardFLError: what is read of it here has a form that DeepSpeed refuses (BadConfiguration, exit code 78).
+    """
+    zero = section.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise _bad_section(f"zero_optimization={zero!r}: must be an object, e.g. stage: 2")
+    zero = {name: copy.deepcopy(value) for name, value in zero.items() if value != "auto"}
+    for name in LEAST_STAGE:
+        if zero.get(name, {}) is None:
+            del zero[name]
+        elif not isinstance(zero.get(name, {}), dict):
+            raise _bad_section(f"zero_optimization.{name}={zero[name]!r}: must be an object, e.g. device: cpu")
+    for name, (least, most) in WHOLE_NUMBERS.items():
+        if name in zero and not _is_whole(zero[name], least, most):
+            wanted = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
+            raise _bad_section(f"zero_optimization.{name}={zero[name]!r}: must be {wanted}")
+    return zero
+
+
+def _is_whole(value: object, least: int, most: int | None) -> bool:
+    """Whether DeepSpeed reads a value as a whole number within bounds: 5e8 is one in YAML or JSON, the text "5e8" is not."""
+    try:
+        number = int(value)  # type: ignore[call-overload]
+        return not isinstance(value, bool) and number == float(value) and least <= number <= (number if most is None else most)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def fitting_buckets(section: dict[str, Any], num_trained: int) -> dict[str, Any]:
@@ -209,6 +242,13 @@ def _check_batch_size(parameters: TrainingParameters, world_size: int) -> None:
             ExitCode.BAD_CONFIGURATION,
         )
 
+
+WHOLE_NUMBERS: dict[str, tuple[int, int | None]] = {
+    "stage": (0, ZERO3),
+    "reduce_bucket_size": (1, None),
+    "stage3_max_live_parameters": (0, None),
+}
+"""Numbers of ZeRO's section that are read here, with their bounds."""
 
 LEAST_STAGE = {"offload_optimizer": 1, "offload_param": ZERO3}
 """ZeRO stages from which on DeepSpeed can keep something in CPU memory."""

@@ -195,6 +195,9 @@ def _estimate(report: Report) -> None:
     if importlib.util.find_spec("torch") is None:
         report.notes.append("memory: not estimated, since rewardfl[trainer] is not installed")
         return
+    if absent := _rewards_not_here(report.document.body["spec"]["training"]):
+        report.notes.append(f"memory: not estimated, since {absent} is not installed here; the image has to have it")
+        return
     program = trainer("validate", "rewardfl_trainer.estimate.command")
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump(report.document.body, file)
@@ -202,13 +205,24 @@ def _estimate(report: Report) -> None:
         try:
             answer = json.loads(program.run(Path(file.name), "json", None))
         except RewardFLError as error:
-            report.problems.append(Problem((), resource_spelling(f"the trainer would refuse it: {error}")))
+            if error.exit_code == ExitCode.BAD_CONFIGURATION:
+                report.problems.append(Problem((), resource_spelling(f"the trainer would refuse it: {error}")))
+            else:  # a file of the pods is not here, or a reward does not run on shapes: no fault of the manifest
+                report.notes.append(f"memory: not estimated: {resource_spelling(str(error))}")
             return
         except Exception as error:  # optional work: whatever goes wrong with it says nothing about the manifest
             report.notes.append(f"memory: not estimated: {type(error).__name__}: {shorten(error)}")
             return
     report.estimate = {key: answer[key] for key in ("needed_bytes", "peak_bytes", "host_bytes", "staged_bytes", "fits")}
     report.notes.append(memory_line(answer))
+
+
+def _rewards_not_here(training: Raw) -> str:
+    """Return the packages of rewards that this machine does not have, or nothing: they are the image's."""
+    packages = {
+        name.partition(":")[0].partition(".")[0] for reward in training.get("rewards") or [] if ":" in (name := reward["name"])
+    }
+    return " and ".join(sorted(name for name in packages if importlib.util.find_spec(name) is None))
 
 
 def memory_line(answer: Raw) -> str:

@@ -32,6 +32,9 @@ REFERENCE_FRAMES = 5
 DECODING = (DECODE, REWARD, ENCODE, TEXT)
 """Labels of what depends on the video's length alone; the others depend on the transformer's depth as well."""
 
+ENCODING = (ENCODE, TEXT)
+"""Labels of what makes conditions; trained, it keeps what it computed until its own backward pass, which is the last."""
+
 
 @dataclass
 class Counts:
@@ -62,7 +65,8 @@ class Counts:
         result = Counts({}, {}, self.host_bytes + decoding.host_bytes)
         for counts, decodes in ((self, False), (decoding, True)):
             result.flops |= {work: value for work, value in counts.flops.items() if (work[0] in DECODING) == decodes}
-        result.peaks |= {work: labels for work, labels in self.peaks.items() if work[0] not in DECODING}
+        encoded = {name: size for name, size in decoding.peaks[DECODE, "backward"].items() if name in ENCODING}
+        result.peaks |= {work: labels | encoded for work, labels in self.peaks.items() if work[0] not in DECODING}
         for work, labels in decoding.peaks.items():
             if work[0] in DECODING:
                 around = self.peaks.get(work) or self.peaks[DECODE, "backward"]
@@ -119,6 +123,7 @@ def run_step(
     step = Step.on_shapes(models, rewards, parameters, rollout)
     with shapes(), step.tracker:
         condition, latents_BCthw = step.inputs(video)
+        _carry_gradient(condition, parameters)
         reference = step.rewards.reference(torch.zeros(1, 3, REFERENCE_FRAMES, video.height, video.width))
         step.hold_weights()
         if encodes:
@@ -126,6 +131,15 @@ def run_step(
         steps = list(plan.window.steps)[: 1 if parameters.kl_steps == "sampled" else None]
         step.train(condition, latents_BCthw, reference, steps, phases.prefix_steps)
     return Counts.of(step.tracker)
+
+
+def _carry_gradient(condition: Condition, parameters: TrainingParameters) -> None:
+    """Let a gradient flow into what stands for a condition, as far as the networks that make conditions are trained."""
+    made_by = {"text_encoder": condition.context_BLD, "vae": condition.image_BCthw}
+    for name in parameters.trainable_model_names:
+        tensor = made_by.get(name)
+        if tensor is not None:
+            tensor.requires_grad_(True)
 
 
 def _condition(models: Models, parameters: TrainingParameters, video: Video) -> Condition:

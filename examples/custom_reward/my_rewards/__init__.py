@@ -1,0 +1,1 @@
+"""Rewards of one's own."""
