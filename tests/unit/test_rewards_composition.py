@@ -252,12 +252,14 @@ def test_the_example_of_a_reward_scores_brightness(folder: Path, example: Path) 
 
 def test_the_documentation_walks_through_the_code_of_the_example(example: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    shown = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    shown = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     code = example.read_text(encoding="utf-8")
-    assert all(block.strip() in code for block in shown)
-    assert [line for line in code[code.index("from dataclasses") :].splitlines() if line] == [
-        line for block in shown for line in block.splitlines() if line
-    ]
+    assert lines_of(shown) == lines_of(code[code.index("from dataclasses") :])
+
+
+def lines_of(code: str) -> list[str]:
+    """The lines that say something, as they stand within their block."""
+    return [line.strip() for line in code.splitlines() if line.strip()]
 
 
 def test_the_examples_of_the_documentation_are_valid_parameters() -> None:
