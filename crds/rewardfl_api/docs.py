@@ -7,7 +7,7 @@ A document marks such a part with `<!-- generated: NAME -->` and `<!-- end -->`;
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,13 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-def fill(text: str) -> str:
+def fill(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
     """Return `text` with every generated part renewed.
 
     Raises:
-        KeyError: a part has a name that is not in `PARTS`.
+        KeyError: a part has a name that is not in `parts`.
     """
-    return _PART.sub(lambda part: part[1] + PARTS[part["name"]]() + part[3], text)
+    return _PART.sub(lambda part: part[1] + parts[part["name"]]() + part[3], text)
 
 
 def main() -> None:
