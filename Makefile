@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 # The environment is rebuilt when what it is made of changes, never otherwise.
 STAMP := $(VENV)/.ready-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
 CRD_FILES := crds/rewardfl.io_rewardfljobs.yaml charts/rewardfl/files/rewardfl.io_rewardfljobs.yaml
-DOC_FILES := docs/operations.md docs/reference.md
+DOC_FILES := docs/operations.md docs/reference.md docs/moving-from-roll.md
 CLUSTER ?= local
 TESTS ?= tests
 BASE ?=
@@ -112,6 +112,10 @@ generate: setup ## write the CRD, the documentation's tables and the chart's sch
 docs: setup ## build the documentation's site into build/docs; open build/docs/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build  # with --quiet it would not count warnings
 	echo "build/docs/index.html"
+
+.PHONY: tuning-tables
+tuning-tables: setup ## count the tables of docs/tuning.md anew with the estimate; five minutes
+	$(BIN)/python -m rewardfl_trainer.estimate.tables --write docs/tuning.md
 
 .PHONY: check-generated
 check-generated: setup ## fail when a generated file is not current

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import crd, reasons
+from . import crd, reasons, roll_docs
 from .spec import RewardFLJobSpec
 from .status import RewardFLJobStatus
 
@@ -52,6 +52,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "reasons": reasons.render,
     "spec-fields": lambda: render_fields(RewardFLJobSpec, "spec"),
     "status-fields": lambda: render_fields(RewardFLJobStatus, "status"),
+    **roll_docs.PARTS,
 }
 
 

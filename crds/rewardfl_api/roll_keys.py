@@ -29,6 +29,26 @@ ROLL_DEFAULTS: dict[str, Any] = {
 }
 """What ROLL takes where nothing is given, and where this trainer would take something else."""
 
+BECOMES: dict[str, str] = {
+    "exp_name": "`metadata.name`, spelt as Kubernetes wants names",
+    "output_dir": "left out: results go to `spec.output` (`--results`)",
+    "checkpoint_config.output_dir": "left out: checkpoints go to `spec.output`",
+    "num_nodes": "`spec.nodes`, where there is no device_mapping",
+    "num_gpus_per_node": "`spec.gpusPerNode`: 8 without it, as in ROLL",
+    "system_envs": "`env` of the container trainer in `spec.template`; RAY_* and ROLL_* are left out",
+    f"{WORKER}.system_envs": "the same",
+    "max_ckpt_to_keep": "`saveTotalLimit`; 0, which keeps all, becomes 1000",
+    f"{WORKER}.device_mapping": "`spec.nodes` and `spec.gpusPerNode`",
+    f"{TRAINING}.warmup_ratio": "`warmupSteps`, of max_steps, where warmup_steps is not given",
+    f"{TRAINING}.fp16": "must be false: `dtype` is bf16 or fp32",
+    f"{DATA}.file_name": "`spec.dataset`, the table's folder (`--dataset`); the table has to be called metadata.csv",
+    f"{MODEL}.dtype": "`dtype`",
+    f"{MODEL}.model_type": "must be diffusion_module",
+    f"{STRATEGY}.strategy_name": "must be diffusion_deepspeed_train",
+    f"{STRATEGY}.strategy_config": "`deepspeed.preset` for ROLL's files by name, `deepspeed.config` for what is written out",
+}
+"""Keys that become something else than a training parameter of the same name, for the documentation."""
+
 _LANGUAGE = "only language models use it; nothing to do"
 _RAY = "Ray's; there is no Ray here, nothing to do"
 _HYDRA = "Hydra's; nothing to do"

@@ -146,7 +146,7 @@ def test_it_opens_from_its_folder_on_every_screen_and_fits_it(
     site: Site, browser: Browser, size: tuple[int, int], scheme: str
 ) -> None:
     reader = Reader(browser, size, scheme)
-    for name in ("index", "concepts", "reference", "decisions/0061-reconcile", "files/examples/rewardfljob-a14b.yaml"):
+    for name in ("index", "concepts", "reference", "decisions/0061-reconcile", "files/examples/rewardfljob-eight-gpus.yaml"):
         reader.page.goto((site.folder / f"{name}.html").as_uri())
         expect(reader.page.locator("article h1")).to_be_visible()
         assert reader.page.evaluate("document.documentElement.scrollWidth") <= size[0], "nothing has to be scrolled sideways"

@@ -1,7 +1,7 @@
 """The tables of docs/tuning.md: which settings fit which GPU, counted by the estimate for Wan2.2-I2V-A14B.
 
-`python -m rewardfl_trainer.estimate.tables --write docs/tuning.md` takes minutes. Must not judge what is worth its time: the order
-of the settings is `fit.CANDIDATES`.
+`python -m rewardfl_trainer.estimate.tables --write docs/tuning.md` takes minutes. Must not judge what is worth its time: the
+order of the settings is `fit.CANDIDATES`.
 """
 
 import argparse

@@ -1,0 +1,36 @@
+"""The tables of docs/moving-from-roll.md, from the converter's own."""
+
+from collections.abc import Callable, Mapping
+
+from pydantic.alias_generators import to_camel
+
+from .roll_keys import BECOMES, ROLL_DEFAULTS, WITHOUT_MEANING
+from .training import TrainingParameters
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+    """Return a Markdown table of keys in code."""
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def same() -> str:
+    """Return the training parameters that keep their names but for the spelling."""
+    rows = {name: f"`{field.alias or to_camel(name)}`" for name, field in TrainingParameters.model_fields.items()}
+    return _table(("ROLL", "`spec.training`"), rows)
+
+
+def defaults() -> str:
+    """Return ROLL's defaults that are written out, beside this trainer's."""
+    fields = TrainingParameters.model_fields
+    rows = {name: f"{value} | {fields[name].default}" for name, value in ROLL_DEFAULTS.items()}
+    lines = ["| ROLL | its default | here |", "|---|---|---|", *(f"| `{name}` | {values} |" for name, values in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "roll-same": same,
+    "roll-used": lambda: _table(("ROLL", "here"), BECOMES),
+    "roll-defaults": defaults,
+    "roll-without-meaning": lambda: _table(("ROLL", "what to do"), WITHOUT_MEANING),
+}
