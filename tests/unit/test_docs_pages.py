@@ -240,3 +240,13 @@ def test_the_operators_rights_are_told_as_the_chart_gives_them() -> None:
     }
     leases = {("leases", verb) for verb in ("create", "get", "update")}
     assert told == given | leases
+
+
+def test_the_first_job_is_part_of_the_example_and_says_what_it_needs() -> None:
+    example = REPOSITORY / "examples" / "rewardfljob-one-gpu.yaml"
+    (block,) = blocks(DOCS / "start.md", "yaml")
+    shown, whole = yaml.safe_load(block), yaml.safe_load(example.read_text(encoding="utf-8"))
+    assert merged(whole, shown) == whole
+    needed = re.search(r"estimate: ([\d.]+ GB) of each GPU", example.read_text(encoding="utf-8"))
+    assert needed is not None
+    assert f"a GPU needs {needed[1]} as it is set" in (DOCS / "start.md").read_text(encoding="utf-8")
