@@ -1,4 +1,4 @@
-"""One job that is suspended, loses a rank and is drained: each time it goes on from its last checkpoint, as a gang."""
+"""One job that its guard suspends, then its user, loses a rank and is drained: each time it goes on from its last checkpoint."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 NAME = "interrupted"
 PATIENCE_SECONDS = 300
 """On a machine that does other things as well a step takes ten times as long; a wait ends when its condition holds."""
+
+GUARDED_STEPS = 4
+ANY_KL = {"kl": {"max": 1e-12, "steps": GUARDED_STEPS}}
+"""An untrained LoRA has a KL of 0; from the second step on it is above that."""
 
 KILL_A_RANK = """
 import os, pathlib, signal
@@ -42,8 +46,8 @@ class Job:
         items = json.loads(self.stack.cluster.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
         return {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in items if pod["status"]["phase"] not in ENDED}
 
-    def suspend(self, value: bool) -> None:
-        patch = json.dumps({"spec": {"runPolicy": {"suspend": value}}})
+    def suspend(self, value: bool, **edits: Any) -> None:
+        patch = json.dumps({"spec": {"runPolicy": {"suspend": value}, **edits}})
         self.stack.cluster.kubectl("patch", "rewardfljob", NAME, "--type=merge", "-p", patch)
 
     def until(self, what: str, holds: Callable[[], bool]) -> None:
@@ -76,11 +80,25 @@ def job(stack: Stack) -> Iterator[Job]:
     spec = manifest["spec"]
     spec["output"] = f"s3://rewardfl/results/{NAME}/"
     spec["training"] |= {"maxSteps": 100_000, "saveSteps": 3}
+    spec["guard"] = {"action": "Suspend", **ANY_KL}
     stack.apply(manifest)
-    job = Job(stack)
-    job.train_beyond(3)
-    yield job
+    yield Job(stack)
     stack.cluster.kubectl("delete", "rewardfljob", NAME, "--timeout=120s", timeout_seconds=150)
+
+
+def test_a_job_that_its_guard_suspends_says_why_and_goes_on_from_there_when_its_user_has_changed_the_guard(job: Job) -> None:
+    job.until("its guard has suspended it", lambda: job.status.get("phase") == "Suspended")
+    job.until("its pods are gone", lambda: not job.pods())
+    status = job.status
+    assert (status["step"], status["checkpoint"]["step"], status["restarts"]) == (GUARDED_STEPS, GUARDED_STEPS, 0)
+    [held] = [item for item in status["conditions"] if item["type"] == "Suspended"]
+    assert held["reason"] == "KlTooHigh"
+    assert f"suspended the job after step {GUARDED_STEPS} of 100000" in held["message"]
+
+    job.suspend(False, guard=None)
+
+    assert min(job.train_beyond(GUARDED_STEPS)) >= GUARDED_STEPS
+    assert "GuardTripped" not in [item["type"] for item in job.status["conditions"]]
 
 
 def test_a_suspended_job_saves_a_checkpoint_and_goes_on_from_it(job: Job) -> None:

@@ -49,6 +49,19 @@ def test_a_finished_run_is_read_whole(output: Path) -> None:
     assert run.pairs()[0].before[0].boxes is not None
 
 
+def test_a_run_that_its_guard_has_ended_is_finished_where_it_stopped_and_the_page_says_why(copy: Path) -> None:
+    history = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    message = "The KL was 0.8, above guard.kl.max=0.5."
+    trip = {"reason": "KlTooHigh", "action": "Stop", "step": 40, "time": "2026-01-01T00:00:00Z", "message": message}
+    for guard, finished in ((trip, True), (None, False), (trip | {"step": 30}, False)):
+        (copy / "run.json").write_text(json.dumps(history | {"total_steps": 400, "guard": guard}), encoding="utf-8")
+        run = load(Folder(copy))
+        assert (run.finished, bool(run.after)) == (finished, finished)
+        page = page_of(copy)
+        assert ("stopped by its guard" in page) is finished
+        assert (message in page) is (guard is not None)
+
+
 def test_a_run_that_was_cut_off_anywhere_is_read_as_far_as_it_goes(copy: Path) -> None:
     metrics = copy / "metrics.jsonl"
     metrics.write_text(metrics.read_text(encoding="utf-8")[:-40], encoding="utf-8")

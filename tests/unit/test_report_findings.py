@@ -1,9 +1,11 @@
 """What the report says in words, decided by numbers: each warning where it belongs, and none of a run that goes well."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from rewardfl_api.guard import GuardTrip
 from rewardfl_trainer.report.data import RunData
 from rewardfl_trainer.report.findings import findings
 from rewardfl_trainer.report.times import Times
@@ -40,6 +42,15 @@ def test_a_rise_within_the_spread_of_the_noises_is_said_to_be_uncertain() -> Non
     found = next(finding for finding in findings(run, Times()) if finding.level == "good")
     assert "beyond" not in found.text
     assert "raise eval_noise_seeds" in found.advice
+
+
+@pytest.mark.parametrize(("action", "did"), [("Stop", "stopped the run"), ("Suspend", "asked to suspend the run")])
+def test_that_the_guard_ended_a_run_comes_first_with_bound_and_remedy(action: str, did: str) -> None:
+    told = {"reason": "KlTooHigh", "action": action, "step": 50, "time": "2026-01-01T00:00:00Z", "message": "The KL was 0.8."}
+    run = replace(run_with(lines(50, **HEALTHY), RISING), guard=GuardTrip.model_validate(told))
+    first = findings(run, Times())[0]
+    assert (first.level, first.title, first.text) == ("warning", f"The guard {did} after step 50", "The KL was 0.8.")
+    assert "klWeight" in first.advice
 
 
 def test_overfitting_is_seen_where_the_reward_rises_while_the_held_out_one_falls() -> None:

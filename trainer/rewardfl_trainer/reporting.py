@@ -74,7 +74,7 @@ class Reporting:
         if not self._enabled:
             return None
         try:
-            write_json(self.run.folder / RUN_FILE, self.run.timeline.history(step, ended=True).to_trainer())
+            self._write_times(step, ended=True)
             self.run.storage.upload_file(self.run.folder / RUN_FILE, join(self.config.output, RUN_FILE))
             self._pages.finish(LAST_PAGE_SECONDS)
             return self.run.storage.upload_file(self._make(finished=True), self.uri)
@@ -85,11 +85,15 @@ class Reporting:
     def _store_times(self, step: int, *, ended: bool = False) -> None:
         """Write run.json and have it uploaded."""
         try:
-            write_json(self.run.folder / RUN_FILE, self.run.timeline.history(step, ended=ended).to_trainer())
+            self._write_times(step, ended=ended)
         except OSError as error:
             logger.warning("%s cannot be written: %s", RUN_FILE, error)
             return
         self.run.saver.uploads.submit_file(self.run.folder / RUN_FILE, RUN_FILE)
+
+    def _write_times(self, step: int, *, ended: bool) -> None:
+        history = self.run.timeline.history(step, ended=ended, guard=self.run.watcher.trip)
+        write_json(self.run.folder / RUN_FILE, history.to_trainer())
 
     def _page(self) -> bool:
         """Make the page, upload it and say where it is, in the background."""

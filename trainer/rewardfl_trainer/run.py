@@ -235,7 +235,7 @@ def _go_on(found: Found, engine: Engine, uploads: Uploads, process: Process, fol
             uploads.uploaded = Checkpoint(step=found.position.step, uri=found.uri, time=found.time)
         else:
             uploads.submit(found.folder, found.position.step, watcher.best)
-        watcher.best = uploads.recall_best(watcher.best, folder / CHECKPOINTS_FOLDER)
+    watcher.best = on_main(process, lambda: uploads.recall_best(watcher.best, folder / CHECKPOINTS_FOLDER))
     logger.info("goes on after step %d, from %s", found.position.step, found.uri)
 
 

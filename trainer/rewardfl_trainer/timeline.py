@@ -16,6 +16,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from rewardfl_api.base import ApiModel
+from rewardfl_api.guard import GuardTrip
 
 from .process_age import StagingTime
 from .storage import Storage, join
@@ -65,6 +66,8 @@ class History(ApiModel):
     """Steps of the run in all."""
     sessions: list[Session] = Field(default_factory=list)
     """The oldest first."""
+    guard: GuardTrip | None = None
+    """The rule of the guard that was broken last; none where the guard was changed since."""
 
 
 class Timeline:
@@ -118,8 +121,8 @@ class Timeline:
         finally:
             self.switch(outside)
 
-    def history(self, step: int, *, ended: bool = False) -> History:
-        """Return every session up to now."""
+    def history(self, step: int, *, ended: bool = False, guard: GuardTrip | None = None) -> History:
+        """Return every session up to now; `guard`: which of its rules was broken last."""
         self._close()
         self.session = self.session.model_copy(
             update={
@@ -129,7 +132,7 @@ class Timeline:
                 "seconds": {name: round(seconds, 3) for name, seconds in self.session.seconds.items()},
             }
         )
-        return History(total_steps=self.total_steps, sessions=[*self.earlier, self.session])
+        return History(total_steps=self.total_steps, sessions=[*self.earlier, self.session], guard=guard)
 
     def _close(self) -> None:
         now = time.monotonic()

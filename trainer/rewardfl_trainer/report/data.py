@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from rewardfl_api.base import ApiModel
+from rewardfl_api.guard import GuardTrip
 from rewardfl_api.metrics import StepMetrics, of_text
 from rewardfl_api.trainer_config import CONFIG_KEY
 
@@ -128,6 +129,8 @@ class RunData:
     """Whether all results were written."""
     total_steps: int | None = None
     """Steps in all, where they are known."""
+    guard: GuardTrip | None = None
+    """The rule of its guard that was broken last."""
     unreadable: list[str] = field(default_factory=list)
     """What could not be read, for people."""
 
@@ -173,7 +176,7 @@ def load(stored: Stored, name: str = "", config: Mapping[str, Any] | None = None
     evaluations = [Evaluation(step, steps[step]) for step in sorted(steps) if steps[step] and step in measured]
     history = reader.read(RUN_FILE, lambda path: History.model_validate_json(path.read_bytes())) or History()
     done = reader.read(RESULTS_FILE, lambda path: int(_mapping(path)["step"]))
-    finished = finished or (done is not None and done >= max([history.total_steps or 0, *(line.step for line in lines)]))
+    finished = finished or _is_last(done, history, lines)
     return RunData(
         name=str(found.get("name") or name or "run"),
         config=found,
@@ -184,8 +187,16 @@ def load(stored: Stored, name: str = "", config: Mapping[str, Any] | None = None
         sessions=history.sessions,
         finished=finished,
         total_steps=history.total_steps,
+        guard=history.guard,
         unreadable=unreadable,
     )
+
+
+def _is_last(done: int | None, history: History, lines: list[StepMetrics]) -> bool:
+    """Whether results written after `done` steps are those of the run's end: of its last step, or of where its guard ended it."""
+    if done is None or any(line.step > done for line in lines):
+        return False
+    return done >= (history.total_steps or 0) or (history.guard is not None and history.guard.step == done)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rewardfl_api.reasons import EXPLANATIONS
+
 from .curves import HELD_OUT, SECONDS, Series, held_out, parts, series
 from .data import RunData
 from .times import Times
@@ -60,6 +62,16 @@ def findings(run: RunData, times: Times) -> list[Finding]:
     found = [finding for rule in RULES for finding in rule(run)]
     found += _lost(times)
     return sorted(found, key=lambda finding: ("warning", "note", "good").index(finding.level))
+
+
+def guarded(run: RunData) -> Iterator[Finding]:
+    """A rule of the guard was broken."""
+    trip = run.guard
+    if trip is None:
+        return
+    did = "stopped the run" if trip.action == "Stop" else "asked to suspend the run"
+    advice = EXPLANATIONS[trip.reason].remedy
+    yield Finding("warning", f"The guard {did} after step {trip.step}", trip.message, advice)
 
 
 def overfits(run: RunData) -> Iterator[Finding]:
@@ -242,6 +254,7 @@ def _lost(times: Times) -> Iterator[Finding]:
 
 Rule = Callable[[RunData], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
+    guarded,
     overfits,
     kl_runs_away,
     faces_vanish,

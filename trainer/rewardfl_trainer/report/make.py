@@ -139,7 +139,7 @@ def _common() -> dict[str, Any]:
 def _status(run: RunData) -> str:
     """Say in a word or two where the run stands."""
     if run.finished:
-        return "finished"
+        return "stopped by its guard" if run.guard is not None and run.guard.step == run.step else "finished"
     if run.sessions and run.sessions[-1].ended:
         return "stopped after a checkpoint"
     return "not finished"
