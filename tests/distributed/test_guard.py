@@ -178,3 +178,16 @@ def test_a_run_in_a_cluster_says_so_when_its_checkpoint_has_arrived_and_waits_to
     assert told["guard"] == run.watcher.trip
     assert told["checkpoint"].step == 2
     assert run.saver.uploads.finish()
+
+
+def test_an_evaluation_that_is_the_best_so_far_is_saved_at_once_without_any_guard(
+    make_config: MakeConfig, process: Process
+) -> None:
+    config = guarded(make_config, None, eval_steps=1, max_steps=2)
+    run = assemble(config, process)
+    assert steps_of(run) == 2
+    assert run.saver.uploads.finish()
+    scores = {line["step"]: line["held_out_reward"] for line in metrics(config)}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert read(config, "best.json")["step"] == best
+    assert (Path(config.output) / "checkpoints" / "step-1" / "manifest.json").is_file(), "no other step than 2 is due"
