@@ -19,7 +19,7 @@ from tests.unit.roll_example import DOCUMENT_EXAMPLE, ROLL_EXAMPLE
 pytestmark = pytest.mark.slow
 
 CRD = REPOSITORY / "crds" / "rewardfl.io_rewardfljobs.yaml"
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+EXAMPLES = sorted((REPOSITORY / "examples").glob("rewardfljob-*.yaml"))
 BASE: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples" / "rewardfljob-tiny.yaml").read_text(encoding="utf-8"))
 
 REFUSED = {
