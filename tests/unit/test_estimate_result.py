@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
+from torch.nn import functional
 from typer.testing import CliRunner
 
 from rewardfl_api.cli import app
@@ -113,6 +115,22 @@ def test_a_small_family_is_estimated_by_part() -> None:
     assert estimate.peak.total == pytest.approx(sum(estimate.peak.bytes_by_part.values()))
     assert needed_bytes(estimate) > estimate.peak_bytes >= estimate.peak.total
     assert estimate.seconds_per_step == estimate.flops_per_step / 400e12
+
+
+def test_under_zero_3_linear_layers_keep_what_deepspeeds_keep_and_otherwise_what_torchs_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configuration(height=64, width=64, num_frames=9, use_gradient_checkpointing=False)
+    plain, partitioned = (
+        Estimator(family(2)).estimate(config.copy_with(deepspeed=preset_config(preset)), world_size=1)  # type: ignore[arg-type]
+        for preset in ("zero2", "zero3")
+    )
+    kept = [sum(estimate.peak.bytes_by_part[part] for part in ("activations", "reward")) for estimate in (plain, partitioned)]
+    assert kept[1] > kept[0]
+    monkeypatch.setattr(functional, "linear", zero3_linear_wrap)  # as ZeRO 3 leaves it in a process
+    again = Estimator(family(2)).estimate(config.copy_with(deepspeed=preset_config("zero2")), world_size=1)
+    assert again.peak == plain.peak
+    assert functional.linear is zero3_linear_wrap
 
 
 def test_the_command_prints_json_of_a_manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def validate(
     files: ManifestFiles,
     server: Annotated[bool, typer.Option("--server", help="Let the API server check it too; nothing is written.")] = False,
     storage: Annotated[bool, typer.Option("--storage", help="Look for dataset, models and bucket, from here.")] = False,
-    estimate: Annotated[bool, typer.Option(help="Estimate a GPU's memory; half a minute, with rewardfl[trainer].")] = True,
+    estimate: Annotated[bool, typer.Option(help="Estimate a GPU's memory; less than a minute, with rewardfl[trainer].")] = True,
     output: Annotated[Form, typer.Option("--output", "-o", help="Form of the report.")] = Form.TEXT,
     namespace: Namespace = None,
     context: Context = None,

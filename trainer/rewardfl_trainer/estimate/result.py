@@ -12,7 +12,7 @@ from rewardfl_api.parameters import VIDEO_MULTIPLE
 from rewardfl_api.trainer_config import TrainerConfig
 from rewardfl_api.training import TrainingParameters
 
-from ..engine import deepspeed_section, fitting_buckets
+from ..engine import ZERO3, deepspeed_section, fitting_buckets
 from ..model_files import resolve_model_paths
 from ..sampling import Plan
 from ..trainable import make_trainable
@@ -146,10 +146,11 @@ class Estimator:
             RewardFLError: the parameters contradict each other or the models (exit code 78).
         """
         parameters, video = config.training, video_of(config.training)
-        counts, first = self._counted(parameters, video)
         trained = self._trained(parameters)
         section = deepspeed_section(config, world_size, full=parameters.lora_base_model is None)
         section = fitting_buckets(section, trained.numel)
+        zero_stage = int(section.get("zero_optimization", {}).get("stage", 0))
+        counts, first = self._counted(parameters, video, partitioned=zero_stage == ZERO3)
         engine = engine_bytes(section, trained, world_size)
         samples = parameters.per_device_train_batch_size * parameters.gradient_accumulation_steps
         return Estimate(
@@ -157,7 +158,7 @@ class Estimator:
             video=video,
             tokens=latent_frames(video.num_frames) * video.height * video.width // (2 * SPATIAL_FACTOR) ** 2,
             world_size=world_size,
-            zero_stage=int(section.get("zero_optimization", {}).get("stage", 0)),
+            zero_stage=zero_stage,
             samples_per_step=samples,
             trained_parameters=trained.numel,
             flops=flops_by_part([counts]),
@@ -170,12 +171,12 @@ class Estimator:
             staged_bytes_fp32=self._staged_bytes(parameters, dit_bytes=4),
         )
 
-    def _counted(self, parameters: TrainingParameters, video: Video) -> tuple[Counts, list[Counts]]:
-        key = parameters.model_dump_json()
+    def _counted(self, parameters: TrainingParameters, video: Video, *, partitioned: bool) -> tuple[Counts, list[Counts]]:
+        key = f"{partitioned} {parameters.model_dump_json()}"
         if key not in self._counts:
             if "first" not in self._counts:
                 self._counts["first"] = count_first_phase(self.architecture, parameters, video)
-            self._counts[key] = count_step(self.architecture, parameters, video)
+            self._counts[key] = count_step(self.architecture, parameters, video, partitioned=partitioned)
         return self._counts[key], self._counts["first"]
 
     def _trained(self, parameters: TrainingParameters) -> Trained:

@@ -42,6 +42,22 @@ def shapes() -> Iterator[None]:
         functional.scaled_dot_product_attention = attend
 
 
+@contextmanager
+def linear_layers(*, partitioned: bool) -> Iterator[None]:
+    """Inside, linear layers keep for the backward pass what torch's do, or with `partitioned` what DeepSpeed's do under ZeRO 3.
+
+    DeepSpeed puts its own in torch's place for the rest of a process: it keeps its input even where the weight is frozen.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap  # noqa: PLC0415 - takes seconds, and reads the environment
+
+    found = functional.linear
+    functional.linear = zero3_linear_wrap if partitioned else torch._C._nn.linear
+    try:
+        yield
+    finally:
+        functional.linear = found
+
+
 def _attention(
     query: Tensor,
     key: Tensor,

@@ -120,7 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count the tables of docs/tuning.md; minutes.")
     parser.add_argument("--write", type=Path, required=True, help="the page")
     path = parser.parse_args().write
-    path.write_text(fill(path.read_text(encoding="utf-8"), parts()), encoding="utf-8")
+    counted = parts()
+    path.write_text(fill(path.read_text(encoding="utf-8"), counted), encoding="utf-8")
 
 
 if __name__ == "__main__":
