@@ -14,7 +14,7 @@ from tests.cluster.paths import REPOSITORY
 
 ROLL = (REPOSITORY / "docs" / "moving-from-roll.md").read_text(encoding="utf-8")
 UNIRL = (REPOSITORY / "docs" / "moving-from-unirl.md").read_text(encoding="utf-8")
-OURS = re.compile(r"`([a-z]+[A-Z]\w*)`")
+OURS = re.compile(r"`([a-z]+[A-Z]\w*)[`:]")
 
 
 def test_every_key_that_the_converter_knows_is_in_a_table() -> None:
