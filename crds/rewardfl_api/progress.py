@@ -20,7 +20,8 @@ FILES_SHOWN = 20
 
 FILE_NAME_MAX_CHARACTERS = 96
 
-Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+LARGEST_NUMBER = 1e12
+Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0, le=2**53)]
 FileCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS_LIMIT)]

@@ -138,6 +138,8 @@ class RewardFLJobStatus(ApiModel):
     """Where the results are."""
     last_progress_time: AwareDatetime | None = None
     """When the trainer last reported."""
+    guard_suspended_for: AwareDatetime | None = None
+    """When the rule was broken for which the guard suspended the job last: it does that once for each."""
 
     def to_kubernetes(self) -> dict[str, Any]:
         """Return the JSON form, without objects that say nothing.

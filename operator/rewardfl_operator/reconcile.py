@@ -236,7 +236,7 @@ class Reconciler:
         if status.is_final(new):
             await self._clean_up(job, key)
             return None
-        await self._suspend(job, key, reading)
+        await self._suspend(job, key, reading, new)
         for eviction in gang.evictions(children, reading.progress):
             logger.info("%s/%s: evicting %s, which lost a peer", *key, eviction.pod)
             await self._cluster.evict(key[0], eviction.pod, eviction.grace_seconds)
@@ -244,9 +244,9 @@ class Reconciler:
         times = (status.look_again(new, children, self._clock()), self._admission.look_again(key), queue)
         return min((time for time in times if time is not None), default=None)
 
-    async def _suspend(self, job: RewardFLJob, key: Key, reading: Reading) -> None:
+    async def _suspend(self, job: RewardFLJob, key: Key, reading: Reading, new: RewardFLJobStatus) -> None:
         """Suspend a job whose guard asks for it, once for each broken rule: what asked and what was done are one write."""
-        patch = trips.suspension(job, reading.progress)
+        patch = trips.suspension(job, reading.progress, new)
         if patch is not None:
             logger.info("%s/%s: suspended, as its guard asks", *key)
             await self._cluster.patch(REWARDFLJOBS, *key, patch)

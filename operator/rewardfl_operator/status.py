@@ -63,6 +63,7 @@ def derive(
     # What pods reported last counts also when they are gone: the checkpoint that they wrote when they were told to stop.
     is_news = progress is not None and (previous.last_progress_time is None or progress.time > previous.last_progress_time)
     status = figures.with_progress(status, progress if is_news or situation.phase in FINISHED_PHASES else fresh)
+    status = status.model_copy(update={"guard_suspended_for": trips.suspended_for(job, progress, previous)})
     stale, guard = figures.staleness(status, children, now), trips.of_job(job, progress, fresh, status, previous)
     situation = trips.explained(situation, guard)
     return status.model_copy(update={"conditions": _conditions(job, situation, stale, guard, previous, now)})

@@ -6,6 +6,7 @@ says for which. Whether and when it goes on is the user's, or the queue's, and n
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, get_args
 
 from rewardfl_api.errors import Reason
@@ -51,7 +52,7 @@ def of_job(
         if before is not None and before.status == "True" and before.reason in TRIPS and not trains_on:
             return Told(True, Reason(before.reason), before.message)  # pods that start have said nothing yet
         return Told(False, Reason.GUARD_ARMED, "")
-    if _is_handled(job, trip) and not (job.spec.run_policy.suspend and before is not None and before.status == "True"):
+    if _is_handled(job, trip, status) and not (job.spec.run_policy.suspend and before is not None and before.status == "True"):
         return Told(False, Reason.GUARD_ARMED, f"Let go on after step {trip.step}, where it was suspended: {trip.message}")
     return Told(True, trip.reason, _message(job, trip, status))
 
@@ -65,12 +66,12 @@ def explained(situation: Situation, told: Told | None) -> Situation:
     return replace(situation, reason=told.reason, message=f"{told.message} Set runPolicy.suspend to false to go on.")
 
 
-def suspension(job: RewardFLJob, progress: Progress | None) -> dict[str, Any] | None:
+def suspension(job: RewardFLJob, progress: Progress | None, status: RewardFLJobStatus) -> dict[str, Any] | None:
     """Return the patch of the RewardFLJob that suspends it; None when nobody asks for that, or it has been done."""
     trip = reported(job, progress)
     if trip is None or trip.action != "Suspend" or job.spec.guard is None or job.spec.guard.action != "Suspend":
         return None
-    if _is_handled(job, trip):
+    if _is_handled(job, trip, status):
         return None
     metadata = {"uid": job.metadata.uid, "annotations": {TRIP_ANNOTATION: trip.time.isoformat()}}
     return {"metadata": metadata, "spec": {"runPolicy": {"suspend": True}}}
@@ -93,9 +94,22 @@ def newly_tripped(before: RewardFLJobStatus, after: RewardFLJobStatus) -> Condit
     return None if old is not None and (old.status, old.reason) == ("True", new.reason) else new
 
 
-def _is_handled(job: RewardFLJob, trip: GuardTrip) -> bool:
+def suspended_for(job: RewardFLJob, progress: Progress | None, previous: RewardFLJobStatus) -> datetime | None:
+    """Return the time of the broken rule that the job was suspended for last.
+
+    The annotation says so first; `kubectl replace` takes annotations away, and leaves the status alone.
+    """
+    trip = reported(job, progress)
+    if trip is not None and job.metadata.annotations.get(TRIP_ANNOTATION) == trip.time.isoformat():
+        return trip.time
+    return previous.guard_suspended_for
+
+
+def _is_handled(job: RewardFLJob, trip: GuardTrip, status: RewardFLJobStatus) -> bool:
     """Whether the job was suspended for this."""
-    return trip.action == "Suspend" and job.metadata.annotations.get(TRIP_ANNOTATION) == trip.time.isoformat()
+    if trip.action != "Suspend":
+        return False
+    return status.guard_suspended_for == trip.time or job.metadata.annotations.get(TRIP_ANNOTATION) == trip.time.isoformat()
 
 
 def _condition(status: RewardFLJobStatus) -> Condition | None:
@@ -105,7 +119,8 @@ def _condition(status: RewardFLJobStatus) -> Condition | None:
 def _message(job: RewardFLJob, trip: GuardTrip, status: RewardFLJobStatus) -> str:
     """What happened, what is left, and what to try."""
     of_all = f" of {status.total_steps}" if status.total_steps else ""
-    done = "stopped" if trip.action == "Stop" else "suspended" if job.spec.run_policy.suspend else "is suspending"
+    stopped = trip.action == "Stop" or status.phase == "Succeeded"  # nobody has suspended it, so it has ended
+    done = "stopped" if stopped else "suspended" if job.spec.run_policy.suspend else "is suspending"
     best = status.results.best_checkpoint if status.results is not None else None
     kept = f" The best checkpoint is {best.uri}, with a held-out reward of {best.score:.4f}." if best is not None else ""
     return f"The guard {done} the job after step {trip.step}{of_all}. {trip.message}{kept} {EXPLANATIONS[trip.reason].remedy}"

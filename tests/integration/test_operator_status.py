@@ -209,7 +209,8 @@ def test_a_job_that_its_guard_suspends_goes_on_when_its_user_says_so_and_is_susp
         assert (held["reason"], held["message"][:46]) == ("KlTooHigh", "The guard suspended the job after step 7 of 40")
         assert [event["type"] for event in installation.events("paused") if event["reason"] == "KlTooHigh"] == ["Warning"]
 
-    installation.patch("rewardfljob", "paused", {"spec": {"runPolicy": {"suspend": False}}})
+    released = {"metadata": {"annotations": {"rewardfl.io/guard-tripped": None}}, "spec": {"runPolicy": {"suspend": False}}}
+    installation.patch("rewardfljob", "paused", released)  # as kubectl replace does with the manifest as it once was
     with installation.operator() as operator:  # another one, which knows only what is written
         for pod in installation.wait_for_pods("paused", 1):
             kubelet.stage(pod)

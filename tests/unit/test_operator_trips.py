@@ -54,7 +54,7 @@ def derive(
 def test_a_job_without_a_guard_says_nothing_of_one_whatever_is_reported() -> None:
     found = derive(guarded(None), reported())
     assert "GuardTripped" not in [item.type for item in found.conditions]
-    assert trips.suspension(guarded(None), reported("Suspend")) is None
+    assert trips.suspension(guarded(None), reported("Suspend"), NEW) is None
 
 
 def test_a_guard_that_has_nothing_to_say_is_armed() -> None:
@@ -90,12 +90,12 @@ def test_the_one_event_of_a_broken_rule_is_a_warning_with_what_the_condition_say
 
 def test_a_job_that_asks_for_it_is_suspended_by_one_write_that_says_for_what() -> None:
     job = guarded(SUSPEND)
-    assert trips.suspension(job, reported("Suspend")) == {
+    assert trips.suspension(job, reported("Suspend"), NEW) == {
         "metadata": {"uid": job.metadata.uid, "annotations": {TRIP_ANNOTATION: HANDLED}},
         "spec": {"runPolicy": {"suspend": True}},
     }
-    assert trips.suspension(guarded(SUSPEND, handled=True), reported("Suspend")) is None
-    assert trips.suspension(guarded(SUSPEND, suspend=True), reported("Suspend")) is not None, "it is on record all the same"
+    assert trips.suspension(guarded(SUSPEND, handled=True), reported("Suspend"), NEW) is None
+    assert trips.suspension(guarded(SUSPEND, suspend=True), reported("Suspend"), NEW) is not None, "it is on record all the same"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_job_that_asks_for_it_is_suspended_by_one_write_that_says_for_what() -
     ids=["the trainer stops", "the guard stops", "nothing is broken", "no report", "it was another job's"],
 )
 def test_nothing_else_suspends_a_job(job: RewardFLJob, report: Progress | None) -> None:
-    assert trips.suspension(job, report) is None
+    assert trips.suspension(job, report, NEW) is None
 
 
 def test_a_suspended_job_says_why_until_it_is_let_go_on_and_then_that_its_guard_is_armed_again() -> None:
@@ -132,6 +132,23 @@ def test_a_suspended_job_says_why_until_it_is_let_go_on_and_then_that_its_guard_
         assert find(later, "GuardTripped").status == "False"
         assert find(later, "GuardTripped").message.startswith("Let go on after step 12, where it was suspended: The KL was 0.8")
     assert find(by_hand, "Suspended").reason == Reason.SUSPENDED
+
+
+def test_a_manifest_that_replaces_the_job_with_all_its_annotations_lets_it_go_on_for_good() -> None:
+    held = derive(guarded(SUSPEND, suspend=True, handled=True), reported("Suspend"))
+    replaced = derive(guarded(SUSPEND), reported("Suspend"), held, children())
+    trains = derive(guarded(SUSPEND), reported("Suspend", seconds=400), replaced)
+    for later in (replaced, trains):
+        assert trips.suspension(guarded(SUSPEND), reported("Suspend"), later) is None
+        assert find(later, "GuardTripped").status == "False"
+    newer = reported("Suspend").model_copy(update={"guard": reported("Suspend").guard.copy_with(time=at(300))})  # type: ignore[union-attr]
+    assert trips.suspension(guarded(SUSPEND), newer, trains) is not None, "the next broken rule counts"
+
+
+def test_a_job_that_nobody_suspended_and_that_ended_by_itself_was_stopped() -> None:
+    done = children(live=kubernetes_job(condition("Complete"), succeeded=2, completionTime=at(500)))
+    found = derive(guarded(SUSPEND), reported("Suspend", seconds=400, phase="Saving"), NEW, done)
+    assert find(found, "Succeeded").message.startswith("The guard stopped the job after step 12 of 40.")
 
 
 def test_what_broke_a_rule_is_remembered_while_new_pods_have_said_nothing_yet() -> None:

@@ -16,12 +16,13 @@ from rewardfl_api.progress import BestCheckpoint
 from rewardfl_trainer.checkpoint import Saver
 from rewardfl_trainer.evaluation import Evaluation, parts_of
 from rewardfl_trainer.guard import Memory
+from rewardfl_trainer.identity import Rows
 from rewardfl_trainer.order import Position
 from rewardfl_trainer.resume import find
 from rewardfl_trainer.run_state import RunState
 from rewardfl_trainer.samples import SampleScore
 from rewardfl_trainer.storage import Storage
-from rewardfl_trainer.watcher import Judged, Watcher
+from rewardfl_trainer.watcher import Judged, Watcher, check_tellable
 from tests.unit.checkpoints import MAIN, saver, train_a_step
 
 LAST_STEP = 100
@@ -167,6 +168,59 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten_with_a_warning(tmp_path: Pa
     assert [line for line in caplog.messages if "step-7, the best checkpoint so far, is gone" in line]
 
 
+def started_anew(tmp_path: Path) -> Saver:
+    """A run in a new pod, whose output has step 1 as its best checkpoint, and step 2."""
+    made = saver(tmp_path, save_total_limit=1)
+    for step, best in ((1, 1), (2, 1)):
+        save(made, step, best)
+        assert made.uploads.finish()
+    shutil.rmtree(made.folder)
+    return saver(tmp_path, save_total_limit=1)
+
+
+def test_where_the_best_checkpoint_never_arrived_the_one_on_record_is_the_best_and_is_kept(tmp_path: Path) -> None:
+    again = started_anew(tmp_path)
+    assert again.uploads.recall_best(best_at(again, 7), again.folder / "checkpoints") == best_at(again, 1, 0.01)
+    save(again, 3, None)
+    assert again.uploads.finish()
+    assert steps_in(Path(again.output)) == [1, 3]
+    assert again.uploads.best == best_at(again, 1, 0.01)
+
+
+def test_the_one_on_record_is_kept_until_another_is_even_where_nothing_can_be_compared_with_it(tmp_path: Path) -> None:
+    again = started_anew(tmp_path)
+    assert again.uploads.recall_best(None, again.folder / "checkpoints") is None
+    for step, best, kept in ((3, None, [1, 3]), (4, 4, [4]), (5, 4, [4, 5])):
+        save(again, step, best)
+        assert again.uploads.finish()
+        assert steps_in(Path(again.output)) == kept
+    assert record(again)["step"] == 4
+
+
+def test_a_copied_output_names_the_best_checkpoint_where_it_is_now(tmp_path: Path) -> None:
+    again = started_anew(tmp_path)
+    elsewhere = best_at(again, 1, 0.01).copy_with(uri="s3://old/out/checkpoints/step-1")
+    assert again.uploads.recall_best(elsewhere, again.folder / "checkpoints") == best_at(again, 1, 0.01)
+    assert again.uploads.best == best_at(again, 1, 0.01)
+
+
+def test_a_storage_that_cannot_be_read_for_the_best_checkpoint_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = started_anew(tmp_path)
+
+    def refuse(_storage: Storage, uri: str, _local: Path) -> Path:
+        raise RewardFLError(Reason.STORAGE_UNAVAILABLE, f"output={uri}: gone", exit_code=ExitCode.UNAVAILABLE)
+
+    monkeypatch.setattr(Storage, "download_file", refuse)
+    assert again.uploads.recall_best(best_at(again, 1, 0.01), again.folder / "checkpoints") == best_at(again, 1, 0.01)
+    save(again, 3, 1)
+    assert steps_in(Path(again.output))[0] == 1
+    assert "the best checkpoint cannot be looked for" in caplog.text
+    monkeypatch.undo()
+    assert again.uploads.finish()
+
+
 RULES = Guard.model_validate({"kl": {"max": 0.5, "steps": 1}})
 
 
@@ -185,6 +239,7 @@ def test_the_best_is_the_highest_of_trained_weights_and_of_equals_the_earlier_wi
         watching = watcher(made, rules)
         course = [(0, 0.9), (5, 0.4), (10, 0.5), (15, 0.5), (20, float("nan")), (25, 0.3)]
         assert [evaluated(watching, *at).is_best for at in course] == [False, True, True, False, False, False]
+        assert not evaluated(watching, 30, 1e13).is_best, "no report can hold such a number"
         assert watching.best == best_at(made, 10)
 
 
@@ -212,6 +267,30 @@ def test_scores_that_cannot_be_compared_any_more_are_forgotten_with_a_warning(
     assert (fresh.best, fresh.memory) == (None, Memory())
     assert "missing_face_penalty changed: the held-out reward is compared anew" in caplog.text
     assert evaluated(fresh, 10, 0.1).is_best
+
+
+def test_other_evaluation_rows_under_the_same_name_are_not_compared_with_the_earlier_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, watching = saver(tmp_path), watcher(saver(tmp_path))
+    evaluated(watching, 5, 0.9)
+    state = state_of(made, watching, 5)
+    before, now = Rows(rows=2, sha256="a"), made.identity.copy_with(held_out=Rows(rows=2, sha256="b"))
+    found = Watcher.of(None, state, now, MAIN, LAST_STEP)
+    assert found.best == best_at(made, 5, 0.9), "made by a version that did not know"
+    seen = state.model_copy(update={"identity": state.identity.copy_with(held_out=before)})
+    fresh = Watcher.of(None, seen, now, MAIN, LAST_STEP)
+    assert (fresh.best, fresh.memory) == (None, Memory())
+    assert "the evaluation rows changed: the held-out reward is compared anew" in caplog.text
+
+
+def test_a_single_evaluation_video_needs_a_smallest_fall() -> None:
+    rules = Guard.model_validate({"heldOut": {"patience": 2}})
+    with pytest.raises(RewardFLError, match=r"guard\.heldOut\.minDelta=0: .* one video cannot tell a fall from chance"):
+        check_tellable(rules, 1)
+    check_tellable(rules, 2)
+    check_tellable(rules.copy_with(held_out={"patience": 2, "min_delta": 0.1}), 1)
+    check_tellable(RULES, 1)
 
 
 def test_a_run_that_was_stopped_has_ended_until_its_guard_or_its_parameters_are_changed(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class Split:
         return self.sizes[: self.num_trained]
 
     @property
+    def evaluation_rows(self) -> list[Row]:
+        """The rows that are evaluated on."""
+        return self.rows[self.num_trained :]
+
+    @property
     def evaluation_positions(self) -> list[int]:
         """Where the evaluation rows are in `rows`."""
         return list(range(self.num_trained, len(self.rows)))

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rows(ApiModel):
-    """The rows that a run is trained on."""
+    """The rows that a run is trained on, or evaluated on."""
 
     rows: Annotated[int, Field(ge=0)]
     """How many."""
@@ -78,18 +78,21 @@ class Identity(ApiModel):
     """The training parameters, as the user wrote them."""
     dataset: Rows
     """What it is trained on."""
+    held_out: Rows | None = None
+    """What it is evaluated on. May change; scores cannot be compared then."""
 
     @classmethod
-    def of(cls, config: TrainerConfig, rows: Sequence[Row], folder: Path) -> "Identity":
+    def of(cls, config: TrainerConfig, rows: Sequence[Row], folder: Path, held_out: Rows | None = None) -> "Identity":
         """Return the identity of a run.
 
         Args:
             config: as the user wrote it; models that were staged have other paths in every pod.
             rows: those that are trained on.
             folder: the dataset's, on this machine.
+            held_out: the rows that are evaluated on.
         """
         training = config.training.model_dump(mode="json", by_alias=False)
-        return cls(output=config.output, training=training, dataset=Rows.of(rows, folder))
+        return cls(output=config.output, training=training, dataset=Rows.of(rows, folder), held_out=held_out)
 
     def check(self, saved: "Identity", uri: str) -> None:
         """Check that this run may go on from a checkpoint of `saved`.

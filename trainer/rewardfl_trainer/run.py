@@ -27,7 +27,7 @@ from .environment import Process
 from .evaluation import Evaluation, Split, split_rows
 from .feedback import RewardFeedback
 from .finished import finished_results
-from .identity import Identity
+from .identity import Identity, Rows
 from .lora import check_targets
 from .models import DTYPES, FoundModels, check_tokenizer, find_models, load_models
 from .order import Order, Position
@@ -47,7 +47,7 @@ from .timeline import Timeline
 from .timing import Stopwatch
 from .trainable import Trainable, check_reached, make_trainable
 from .uploads import CHECKPOINTS_FOLDER, Uploads, abort_interrupted
-from .watcher import Watcher
+from .watcher import Watcher, check_tellable
 
 OUTPUT_FOLDER = "output"
 """Below the work folder: what is uploaded."""
@@ -199,13 +199,19 @@ def _check(config: TrainerConfig, process: Process, written: TrainerConfig) -> _
     reward = Rewards.load(parameters, process.device)
     rows = on_main(process, lambda: split_rows(config, reward.face_finder))
     _check_memory(config, process)
-    identity = Identity.of(written, rows.trained_rows, Path(config.dataset))
+    check_tellable(config.guard, len(rows.evaluation_positions) * parameters.eval_noise_seeds)
+    identity = Identity.of(written, rows.trained_rows, Path(config.dataset), _held_out(rows, config))
     resumed = on_main(process, lambda: find(storage, folder, identity))
     order = Order(_micro_batches(rows, parameters, process), parameters, resumed.position if resumed else Position())
     watcher = Watcher.of(config.guard, resumed.state if resumed else None, identity, process, order.total_steps)
     if resumed is not None:
         _check_not_done(order, storage, config.output, process, watcher)
     return _Checked(folder, storage, found, plan, reward, rows, identity, resumed, order, watcher)
+
+
+def _held_out(rows: Split, config: TrainerConfig) -> Rows | None:
+    """Return the identity of what is evaluated on."""
+    return Rows.of(rows.evaluation_rows, Path(config.training.eval_dataset or config.dataset)) if rows.evaluation_rows else None
 
 
 def _kept(config: TrainerConfig, checked: _Checked, phases: Phases, device: torch.device) -> Kept:

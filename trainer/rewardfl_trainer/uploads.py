@@ -99,25 +99,52 @@ class Uploads:
             self._background.put(BEST, lambda: self._record_best(job, best))
 
     def recall_best(self, best: BestCheckpoint | None, root: Path) -> BestCheckpoint | None:
-        """Return the best checkpoint of an earlier start if it still exists; one that is on this disk only is uploaded.
+        """Return the best checkpoint of an earlier start: `best`, or where that never arrived the one on record in `output`.
+
+        The one on record is kept until another takes its place there, also where nothing can be compared with it any more.
+        One that is on this disk only is uploaded.
 
         Args:
-            best: what the checkpoint that the run goes on from says.
+            best: what the checkpoint that the run goes on from says; None where nothing counts that was measured before.
             root: local folder of all checkpoints.
-
-        Raises:
-            RewardFLError: the storage cannot be read.
         """
-        if best is None:
+        found = None if best is None else best.copy_with(uri=checkpoint_uri(self.output, best.step))  # outputs are copied, too
+        try:
+            self.best = self._recorded(root)
+            if found is None or found == self.best:
+                return found
+            if not self._exists(found.step) and not (root / checkpoint_name(found.step) / MANIFEST_FILE).is_file():
+                logger.warning("%s, the best checkpoint so far, is gone", found.uri)
+                return self.best
+        except RewardFLError as error:  # it is only named: no reason to end a run
+            logger.warning("the best checkpoint cannot be looked for: %s", error.message)
+            self.best = found
+        if found is not None:
+            job = Job(found.step, root / checkpoint_name(found.step), found)
+            self._background.put(BEST, lambda: self._record_best(job, found))
+        return found
+
+    def _recorded(self, root: Path) -> BestCheckpoint | None:
+        """Return the best checkpoint as `output` has it on record, if it is there."""
+        local = root / f".{BEST_FILE}"
+        try:
+            self.storage.download_file(join(self.output, BEST_FILE), local)
+            found = BestCheckpoint.model_validate_json(local.read_bytes())
+        except RewardFLError as error:
+            if error.reason is Reason.OBJECT_NOT_FOUND:
+                return None
+            raise
+        except ValueError:
+            logger.warning("%s cannot be read, and is written anew", join(self.output, BEST_FILE))
             return None
-        folder = root / checkpoint_name(best.step)
-        if MANIFEST_FILE in self.storage.list_files(checkpoint_uri(self.output, best.step)):
-            self._whole.add(best.step)
-        elif not (folder / MANIFEST_FILE).is_file():
-            logger.warning("%s, the best checkpoint so far, is gone", best.uri)
-            return None
-        self._background.put(BEST, lambda: self._record_best(Job(best.step, folder, best), best))
-        return best
+        return found.copy_with(uri=checkpoint_uri(self.output, found.step)) if self._exists(found.step) else None
+
+    def _exists(self, step: int) -> bool:
+        """Whether a checkpoint is whole in `output`."""
+        exists = MANIFEST_FILE in self.storage.list_files(checkpoint_uri(self.output, step))
+        if exists:
+            self._whole.add(step)
+        return exists
 
     def submit_file(self, local: Path, name: str) -> None:
         """Upload a whole local file as `name` in `output` soon. Returns at once."""
@@ -190,7 +217,7 @@ class Uploads:
         """See to it that the best checkpoint is in `output`, then say so there; return whether it is done."""
         record = job.folder.parent / f".{BEST_FILE}"
         try:
-            if job.step not in self._whole:
+            if job.step not in self._whole and not self._exists(job.step):
                 self._upload(job)
             write_json(record, best.to_trainer())
             self.storage.upload_file(record, join(self.output, BEST_FILE))

@@ -5,13 +5,13 @@ count.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.guard import TRIP_MESSAGE_MAX_CHARACTERS, Guard, GuardTrip
-from rewardfl_api.progress import BestCheckpoint
+from rewardfl_api.progress import LARGEST_NUMBER, BestCheckpoint
 
 from . import guard
 from .collective import on_main
@@ -76,8 +76,9 @@ class Watcher:
             return cls(rules, Memory(rules=rules), None, process, identity.output, total_steps)
         memory, best = state.guard, state.best
         changed = identity.changed(state.identity)
-        if changed & SCORED_BY:
-            logger.warning("%s changed: the held-out reward is compared anew", ", ".join(sorted(changed & SCORED_BY)))
+        others = set() if state.identity.held_out in (None, identity.held_out) else {"the evaluation rows"}
+        if scored := (changed & SCORED_BY) | others:
+            logger.warning("%s changed: the held-out reward is compared anew", ", ".join(sorted(scored)))
             memory, best = Memory(rules=memory.rules, trip=memory.trip), None
         trip = memory.trip
         if memory.rules != rules or (trip is not None and trip.action == "Stop" and changed):
@@ -107,7 +108,7 @@ class Watcher:
 
     def _judge(self, step: int, reward: float, parts: list[float]) -> Judged:
         """Remember an evaluation, on the main rank."""
-        if not math.isfinite(reward):
+        if not abs(reward) <= LARGEST_NUMBER:  # nor is it then NaN
             return Judged()
         now = Evaluated(step=step, reward=reward, parts=parts)
         self.memory = guard.after_evaluation(self.memory, now)
@@ -128,3 +129,19 @@ class Watcher:
         self.memory = guard.tripped(self.memory, trip)
         logger.warning("the guard after step %d: %s: %s", step, verdict.reason.value, message)
         return True
+
+
+def check_tellable(rules: Guard | None, videos: int) -> None:
+    """Check that chance alone does not stop the run: how many evaluation videos there are is known only with the data.
+
+    Raises:
+        RewardFLError: a single one, and every fall counts (exit code 78).
+    """
+    if rules is None or rules.held_out is None or rules.held_out.min_delta > 0 or videos != 1:
+        return
+    raise RewardFLError(
+        Reason.BAD_CONFIGURATION,
+        "guard.heldOut.minDelta=0: training.evalDataset has one usable row, and one video cannot tell a fall from chance.",
+        "Add rows, raise training.evalNoiseSeeds, or set minDelta.",
+        ExitCode.BAD_CONFIGURATION,
+    )
