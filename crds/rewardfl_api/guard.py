@@ -12,7 +12,7 @@ from .base import ApiModel
 from .contradictions import Contradiction, report
 from .errors import Reason
 from .parameters import MAX_STEPS_LIMIT
-from .printable import printable
+from .printable import one_line
 from .training import TrainingParameters
 
 LONGEST_WINDOW = 1000
@@ -122,5 +122,5 @@ class GuardTrip(ApiModel):
     """Optimizer steps that were done."""
     time: AwareDatetime
     """When it was found. By this a trip is known again."""
-    message: Annotated[str, Field(max_length=TRIP_MESSAGE_MAX_CHARACTERS), AfterValidator(printable)]
+    message: Annotated[str, Field(max_length=TRIP_MESSAGE_MAX_CHARACTERS), AfterValidator(one_line)]
     """Which bound, and the value."""

@@ -10,3 +10,8 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202
 def printable(text: str) -> str:
     """Return `text` without escape sequences and control characters; line ends stay, and a tab becomes four spaces."""
     return _CONTROL_CHARACTER.sub("", _ESCAPE_SEQUENCE.sub("", text)).replace("\t", "    ")
+
+
+def one_line(text: str) -> str:
+    """Return `text` printable and in one line; never longer than it was, so that a limit of its length still holds."""
+    return printable(text.replace("\n", " ").replace("\t", " "))

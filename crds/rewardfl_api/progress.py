@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AwareDatetime, Field
 from .base import ApiModel
 from .guard import GuardTrip
 from .parameters import MAX_STEPS_LIMIT
-from .printable import printable
+from .printable import one_line
 
 PROGRESS_KEY = "progress.json"
 """Key of the document in the ConfigMap `<job>-progress`."""
@@ -25,6 +25,8 @@ Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf
 Bytes = Annotated[int, Field(ge=0, le=2**53)]
 FileCount = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEPS_LIMIT)]
+Place = Annotated[str, Field(max_length=4096), AfterValidator(one_line)]
+"""A URI as a pod wrote it. It ends up in conditions, events and on terminals."""
 
 ProgressPhase = Literal["Staging", "Preparing", "Training", "Saving"]
 FileState = Literal["waiting", "fetching", "done", "cached"]
@@ -53,7 +55,7 @@ class Metrics(ApiModel):
 class StagedFile(ApiModel):
     """One of the files that are staged."""
 
-    name: Annotated[str, Field(max_length=FILE_NAME_MAX_CHARACTERS), AfterValidator(printable)]
+    name: Annotated[str, Field(max_length=FILE_NAME_MAX_CHARACTERS), AfterValidator(one_line)]
     """Its key in the bucket, or its path in the repository; of a long one the end."""
     state: FileState
     """waiting, fetching, done, or cached: it was there already."""
@@ -89,7 +91,7 @@ class Checkpoint(ApiModel):
 
     step: Step
     """Optimizer step after which it was saved."""
-    uri: Annotated[str, Field(max_length=4096)]
+    uri: Place
     """Where it is."""
     time: AwareDatetime
     """When it was complete."""
@@ -102,20 +104,20 @@ class BestCheckpoint(ApiModel):
     """Optimizer step after which it was saved."""
     score: Number
     """Its held-out reward."""
-    uri: Annotated[str, Field(max_length=4096)]
+    uri: Place
     """Where it is. It is kept beside the newest ones."""
 
 
 class Results(ApiModel):
     """Where the results are."""
 
-    lora: Annotated[str, Field(max_length=4096)] | None = None
+    lora: Place | None = None
     """The trained weights (safetensors)."""
-    report: Annotated[str, Field(max_length=4096)] | None = None
+    report: Place | None = None
     """The report, one HTML page, from the first checkpoint on."""
-    metrics: Annotated[str, Field(max_length=4096)] | None = None
+    metrics: Place | None = None
     """One JSON line per logged step."""
-    samples: Annotated[str, Field(max_length=4096)] | None = None
+    samples: Place | None = None
     """Folder with the videos before and after training."""
     best_checkpoint: BestCheckpoint | None = None
     """The checkpoint whose held-out reward is the highest. Unset where nothing is held out."""
@@ -146,5 +148,5 @@ class Progress(ApiModel):
     """Where the results are."""
     guard: GuardTrip | None = None
     """Which of the guard's rules was broken last, if one was."""
-    message: Annotated[str, Field(max_length=1024)] = ""
+    message: Annotated[str, Field(max_length=1024), AfterValidator(one_line)] = ""
     """One sentence for the user."""

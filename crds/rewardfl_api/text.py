@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from .printable import one_line
+
 MINUTE, HOUR, DAY = 60, 3600, 86400
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 THOUSAND = 1000.0
@@ -28,8 +30,8 @@ def size(count: float) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write columns, each as wide as its longest cell."""
-    lines = [list(header), *([cell or "<none>" for cell in row] for row in rows)]
+    """Write columns, each as wide as its longest cell. Nothing of a cell is obeyed by a terminal."""
+    lines = [list(header), *([one_line(cell) or "<none>" for cell in row] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     return "\n".join(GAP.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

@@ -14,14 +14,21 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import ApiClient
 
 import rewardfl_api
 from rewardfl_api import AsyncClient, Client, InvalidJobError, Job, ObjectMeta, RewardFLJob, StepMetrics
+from rewardfl_api.cli import describe, listing
 from rewardfl_api.client import progress, results
-from rewardfl_api.client.errors import MissingExtraError
+from rewardfl_api.client.connection import Connection
+from rewardfl_api.client.errors import ConfigurationError, MissingExtraError
 from rewardfl_api.client.halt import Halt, HaltedError
+from rewardfl_api.client.history import Event
 from rewardfl_api.client.submission import body, body_of
+from rewardfl_api.errors import ExitCode
+from rewardfl_api.guard import TRIP_MESSAGE_MAX_CHARACTERS, GuardTrip
 from rewardfl_api.metrics import of_log, of_text
+from rewardfl_api.progress import Progress
 from tests.cluster.paths import REPOSITORY
 from tests.integration.operator_harness import manifest
 from tests.unit.operator_objects import body as job_body
@@ -123,6 +130,28 @@ def test_of_a_model_only_what_was_set_is_sent() -> None:
     assert "runPolicy" not in body_of(model)["spec"]
 
 
+def test_a_job_that_was_read_runs_again_beside_itself_only_with_an_output_of_its_own_and_not_suspended() -> None:
+    read = Job(job_body(runPolicy={"suspend": True, "backoffLimit": 2}))
+    expected = r"spec\.output=s3://results/face/?: team/face writes there, .*; give another with output="
+    for other in ({"name": "b"}, {"namespace": "other"}, {"name": "b", "output": "s3://results/face"}):
+        with pytest.raises(InvalidJobError, match=expected):
+            body(read, **other)
+    assert body(read)["spec"]["output"] == "s3://results/face/"
+    again = body(read, name="b", output="s3://results/b/")
+    assert (again["metadata"]["name"], again["spec"]["output"]) == ("b", "s3://results/b/")
+    assert again["spec"]["runPolicy"] == {"backoffLimit": 2}
+    assert body(read, suspend=True)["spec"]["runPolicy"] == {"backoffLimit": 2, "suspend": True}
+    assert body(manifest("a"), output="s3://results/c/")["spec"]["output"] == "s3://results/c/"
+
+
+@pytest.mark.parametrize("endpoint", ["s3.example.com", "https://host/path", "https://user:secret-4711@host"])
+def test_an_endpoint_that_is_none_is_told_before_anything_is_asked(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"endpoint=\S+: must be the URL of an S3 service") as caught:
+        Client.over(Connection(ApiClient(), "default", "nowhere"), endpoint)
+    assert "secret-4711" not in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_CONFIGURATION
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -171,6 +200,30 @@ def test_elsewhere_than_at_a_terminal_progress_is_a_line_a_change(capsys: pytest
 
 
 TIME = "2026-01-01T00:00:00Z"
+LOUD = "s3://b/\x1b]0;owned\x07\x1b[2J\u202efine\ttail\nnext"
+
+
+def test_nothing_that_a_pod_wrote_is_obeyed_by_a_terminal() -> None:
+    best = {"step": 1, "score": 0.5, "uri": LOUD}
+    results = {"lora": LOUD, "report": LOUD, "metrics": LOUD, "samples": LOUD, "bestCheckpoint": best}
+    held = {"type": "Running", "status": "True", "reason": "Held", "message": f"The best is {LOUD}.", "lastTransitionTime": TIME}
+    job = state("Training", checkpoint={"step": 1, "uri": LOUD, "time": TIME}, results=results, conditions=[held])
+    event = Event(None, "Normal", "Held", LOUD, 1)
+    rows = [*describe.lines(job, [event]), progress.line(job), listing.as_table([job], everywhere=False, wide=True)]
+    assert len([row for row in rows if "fine" in row]) == 9
+    assert all("s3://b/fine" in row for row in rows if "fine" in row)
+    assert all(part.isprintable() for row in rows for part in row.split("\n"))
+    written = Progress.model_validate({"phase": "Training", "time": TIME, "message": LOUD, "results": results})
+    assert written.message == "s3://b/fine tail next"
+    assert written.results is not None
+    assert written.results.best_checkpoint is not None
+    assert {written.results.lora, written.results.best_checkpoint.uri} == {written.message}
+
+
+def test_what_is_made_printable_is_no_longer_than_it_was() -> None:
+    text = "\t" * TRIP_MESSAGE_MAX_CHARACTERS
+    trip = GuardTrip.model_validate({"reason": "KlTooHigh", "action": "Stop", "step": 1, "time": TIME, "message": text})
+    assert trip.message == " " * TRIP_MESSAGE_MAX_CHARACTERS
 
 
 class Terminal(io.StringIO):

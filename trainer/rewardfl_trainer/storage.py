@@ -141,8 +141,13 @@ class Storage:
                     found[item["Key"].removeprefix(prefix)] = Entry(item["Size"], item["LastModified"].timestamp())
         return {name: entry for name, entry in found.items() if name and _is_contained(name)}
 
-    def download_file(self, uri: str, local: Path) -> Path:
+    def download_file(self, uri: str, local: Path, tell: Callable[[int], object] | None = None) -> Path:
         """Copy the file at `uri` to `local`, whole or not at all, and return `local`.
+
+        Args:
+            uri: where it is.
+            local: file to write.
+            tell: called with the number of bytes whenever some have come from S3, from threads; what it raises ends the copy.
 
         Raises:
             RewardFLError: as check_writable; it does not exist (exit code 66).
@@ -155,7 +160,7 @@ class Storage:
             _copy_whole(Path(source.path), local)
             return local
         with storage_errors(self.parameter, uri, endpoint_of(self.client)):
-            self.client.download_file(source.location, source.path, str(local), Config=_transfer_config())
+            self.client.download_file(source.location, source.path, str(local), Config=_transfer_config(), Callback=tell)
         return local
 
     def abort_uploads(self, folder: str, is_own: Callable[[str], bool]) -> list[str]:

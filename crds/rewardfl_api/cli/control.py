@@ -20,7 +20,7 @@ def suspend(name: JobName, namespace: Namespace = None, context: Context = None,
         if job.is_suspended:
             typer.echo(f"{name} is suspended already")
             return
-        client.suspend(name)
+        client.suspend(job)
         kept = f"; its last checkpoint is that of step {job.status.checkpoint.step}" if job.status.checkpoint else ""
         typer.echo(f"{name} will be suspended{kept}")
 
@@ -34,7 +34,7 @@ def resume(name: JobName, namespace: Namespace = None, context: Context = None, 
             waiting = f"; it waits in the queue {job.queue}" if job.phase == "Queued" and job.queue else ""
             typer.echo(f"{name} is not suspended{waiting}")
             return
-        client.resume(name)
+        client.resume(job)
         saved = job.status.checkpoint
         typer.echo(f"{name} goes on from {f'step {saved.step}' if saved else 'the beginning: it has no checkpoint'}")
 
@@ -52,5 +52,5 @@ def delete(
         job = client.get(name)
         if not (yes or job.has_ended):
             typer.confirm(f"{name} is {job.phase or 'new'} since {duration(job.age_seconds)}; delete it?", abort=True, err=True)
-        client.delete(name)
+        client.delete(job)
         typer.echo(f"{name} is deleted; its results stay in {job.raw['spec'].get('output', 'the bucket')}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .. import staged
+from ..printable import one_line
 from ..text import duration, plural, size
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster
 
@@ -33,7 +34,11 @@ def describe(name: JobName, namespace: Namespace = None, context: Context = None
 
 
 def lines(job: "Job", history: "list[Event] | None") -> Iterator[str]:
-    """Yield the description line by line; `history` None: the user may not read events."""
+    """Yield the description, safe for a terminal, line by line; `history` None: the user may not read events."""
+    return (one_line(line) for line in _lines(job, history))
+
+
+def _lines(job: "Job", history: "list[Event] | None") -> Iterator[str]:
     yield _row("job", f"{job.namespace}/{job.name}, created {duration(job.age_seconds)} ago")
     yield _row("phase", f"{job.phase or 'none yet: the operator has not looked at it'}{_since(job)}")
     yield from _spec(job)

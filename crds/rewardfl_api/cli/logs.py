@@ -1,11 +1,14 @@
 """`rewardfl logs`: what a job's pods write, all of them, one node's or one rank's."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
+
+if TYPE_CHECKING:
+    from ..client.view import Job
 
 
 class Container(StrEnum):
@@ -38,12 +41,25 @@ def logs(
         raise typer.BadParameter("an earlier attempt writes nothing more; leave --follow or --previous out")
     with cluster("logs", kubeconfig, context, namespace) as client:
         nodes = client.get(name).nodes
+        tell = _WhenSuspended()
         lines = client.logs(
             name, rank=rank, node=node, follow=follow, container=container.value if container else None,
-            previous=previous, tail=tail, timestamps=timestamps,
+            previous=previous, tail=tail, timestamps=timestamps, progress=tell,
         )  # fmt: skip
         line = None
         for line in lines:
             typer.echo(f"[node {line.pod.node}] {line.text}" if node is None and rank is None and nodes > 1 else line.text)
         if line is None:
             complain("logs", "nothing has been written" + (f" by rank {rank}" if rank is not None else ""))
+
+
+class _WhenSuspended:
+    """Says why nothing more comes, each time that the job is suspended."""
+
+    def __init__(self) -> None:
+        self._was = False
+
+    def __call__(self, job: "Job") -> None:
+        if job.is_suspended and not self._was:
+            complain("logs", f"{job.name} is suspended; this goes on when it does: rewardfl resume {job.name} -n {job.namespace}")
+        self._was = job.is_suspended

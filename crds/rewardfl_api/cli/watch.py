@@ -11,6 +11,7 @@ import typer
 from .. import staged
 from ..client.progress import line, metrics
 from ..errors import ExitCode
+from ..printable import one_line
 from ..progress import StagingProgress
 from ..text import duration, size
 from .app import JOBS, Context, JobName, Kubeconfig, Namespace, app, cluster, complain
@@ -48,7 +49,7 @@ def until_end(client: "Client", job: "Job | str", command: str) -> int:
     if last.phase == "Succeeded":
         results = last.status.results
         where = (results.lora if results is not None else None) or last.raw["spec"].get("output", "")
-        typer.echo(f"{last.name} succeeded after {_ran(last)}: {where}")
+        typer.echo(f"{last.name} succeeded after {_ran(last)}: {one_line(where)}")
         return ExitCode.DONE
     complain(command, str(JobFailedError(last, f"see rewardfl describe {last.name} -n {last.namespace}")))
     return ExitCode.FAILED

@@ -72,7 +72,7 @@ class AsyncClient:
         endpoint: as `Client`.
 
     Raises:
-        ConfigurationError: there is no kubeconfig, or it cannot be used.
+        ConfigurationError: as `Client`.
     """
 
     def __init__(

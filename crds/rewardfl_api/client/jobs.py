@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 import urllib3
-from kubernetes.client import ApiException, CustomObjectsApi
+from kubernetes.client import ApiException, CustomObjectsApi, V1DeleteOptions, V1Preconditions
 
 from ..job import GROUP, KIND, PLURAL, VERSION
 from .connection import CONNECT_SECONDS, Connection
-from .errors import ClientError, DeletedError, ExistsError, NotFoundError, UnreachableError
+from .errors import ClientError, DeletedError, ExistsError, NotFoundError, RefusedError, UnreachableError
 from .view import Job, Raw
 
 PAGE = 500
@@ -103,27 +103,32 @@ class Jobs:
         except ExistsError:
             self._patch(manifest["metadata"]["name"], manifest["metadata"].get("namespace"), manifest, dry_run=True)
 
-    def suspend(self, name: str, namespace: str | None = None, *, value: bool = True) -> Job:
-        """Set runPolicy.suspend.
+    def suspend(self, name: str, namespace: str | None = None, uid: str | None = None, *, value: bool = True) -> Job:
+        """Set runPolicy.suspend; with `uid` only of that job, and not of another that has taken its name.
 
         Raises:
             NotFoundError: there is no such job.
+            DeletedError: the job of that name is another one.
             ClientError: the cluster cannot be asked.
         """
-        return self._patch(name, namespace, {"spec": {"runPolicy": {"suspend": value}}})
+        patch = {"spec": {"runPolicy": {"suspend": value}}}
+        with self._same_only(name, namespace, uid):
+            return self._patch(name, namespace, patch if uid is None else {**patch, "metadata": {"uid": uid}})
 
-    def delete(self, name: str, namespace: str | None = None) -> None:
-        """Delete a job; everything that was made for it goes with it.
+    def delete(self, name: str, namespace: str | None = None, uid: str | None = None) -> None:
+        """Delete a job, with `uid` only that one; everything that was made for it goes with it.
 
         Raises:
             NotFoundError: there is no such job.
+            DeletedError: the job of that name is another one.
             ClientError: the cluster cannot be asked.
         """
         namespace = namespace or self.connection.namespace
+        options = None if uid is None else V1DeleteOptions(preconditions=V1Preconditions(uid=uid))
         try:
-            with self.connection.errors(_named(namespace, name)):
+            with self._same_only(name, namespace, uid), self.connection.errors(_named(namespace, name)):
                 self._api.delete_namespaced_custom_object(
-                    GROUP, VERSION, namespace, PLURAL, name, _request_timeout=self._timeouts
+                    GROUP, VERSION, namespace, PLURAL, name, body=options, _request_timeout=self._timeouts
                 )
         except NotFoundError as error:
             raise self._with_close_names(error, name, namespace) from error
@@ -190,6 +195,16 @@ class Jobs:
         except NotFoundError as error:
             raise _deleted(job) from error
 
+    @contextlib.contextmanager
+    def _same_only(self, name: str, namespace: str | None, uid: str | None) -> Iterator[None]:
+        """Say of what the API server refuses that the job is another one than `uid`, where it is."""
+        try:
+            yield
+        except RefusedError:
+            if uid is not None and (found := self.get(name, namespace)).metadata.uid != uid:
+                raise _replaced(found.namespace, name) from None
+            raise
+
     def _page(self, where: dict[str, str], **query: Any) -> Raw:
         with self.connection.errors(f"{PLURAL}.{GROUP}"):
             if where:
@@ -239,8 +254,12 @@ def _events(answer: Any) -> Iterator[Raw]:
 
 def _same(job: Job, found: Job) -> Job:
     if found.metadata.uid != job.metadata.uid:
-        raise DeletedError(f"{_named(job.namespace, job.name)} was deleted, and another of that name was created")
+        raise _replaced(job.namespace, job.name)
     return found
+
+
+def _replaced(namespace: str, name: str) -> DeletedError:
+    return DeletedError(f"{_named(namespace, name)} was deleted, and another of that name was created")
 
 
 def _deleted(job: Job) -> DeletedError:

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,10 @@ def read(connection: Connection, job: Job, wanted: Selection) -> Iterator[Line]:
         yield from (Line(pod, container, text) for text in kept)
 
 
-def follow(jobs: Jobs, job: Job, wanted: Selection) -> Iterator[Line]:
+def follow(jobs: Jobs, job: Job, wanted: Selection, tell: Callable[[Job], object] = lambda job: None) -> Iterator[Line]:
     """Yield the logs as they are written, of all pods at once, those of later attempts too, until the job has ended.
+
+    A job that is suspended is waited for. `tell` is called with the job, each time that it is looked at.
 
     Raises:
         ClientError: the job was deleted, or the cluster cannot be asked.
@@ -92,30 +94,33 @@ def follow(jobs: Jobs, job: Job, wanted: Selection) -> Iterator[Line]:
     """
     halt = Halt()
     try:
-        yield from _followed_lines(jobs, job, wanted, halt)
+        yield from _followed_lines(jobs, job, wanted, halt, tell)
     finally:
         halt.now()
 
 
-def _followed_lines(jobs: Jobs, job: Job, wanted: Selection, halt: Halt) -> Iterator[Line]:
+def _followed_lines(jobs: Jobs, job: Job, wanted: Selection, halt: Halt, tell: Callable[[Job], object]) -> Iterator[Line]:
     """Yield the lines of threads that read a log each, and that `halt` ends."""
     lines: queue.Queue[Line] = queue.Queue(maxsize=10_000)
     followed: dict[tuple[str, str], threading.Thread] = {}
     failures: list[Exception] = []
     connection = jobs.connection.with_halt(halt)
     while True:
+        has_looked = False
         with contextlib.suppress(UnreachableError):
             job = jobs.get(job.name, job.namespace)
+            tell(job)
             for pod in choose(pods(jobs.connection, job), wanted, None):
                 for container in _followed(pod, wanted):
                     if (pod.uid, container) not in followed and pod.has_started(container):
                         source = _Source(connection, job.namespace, pod, container, wanted)
                         followed[pod.uid, container] = _start(source, lines, failures)
+            has_looked = True
         yield from _waiting(lines, POLL_SECONDS)
         jobs.connection.halt.check()
         if failures:
             raise failures[0]
-        if (job.has_ended or job.is_suspended) and not any(thread.is_alive() for thread in followed.values()):
+        if has_looked and job.has_ended and not any(thread.is_alive() for thread in followed.values()):
             yield from _waiting(lines, 0)
             if not followed:
                 choose([], wanted, job)
@@ -230,7 +235,9 @@ class _Source:
         """Whether nothing more is to come: the container has ended, or its pod is gone."""
         try:
             with self._connection.errors(f"pod {self.pod.name}"):
-                answer = CoreV1Api(self._connection.api).read_namespaced_pod(self.pod.name, self._namespace)
+                answer = CoreV1Api(self._connection.api).read_namespaced_pod(
+                    self.pod.name, self._namespace, _request_timeout=self._connection.timeouts
+                )
         except NotFoundError:
             return True
         except UnreachableError:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import staged
+from ..printable import one_line
 
 if TYPE_CHECKING:
     from .view import Job
@@ -55,7 +56,7 @@ def line(job: "Job") -> str:
     expected = job.reason in (job.phase, "Completed")
     if not expected and job.reason:
         parts.append(f"{job.reason}: {job.message}" if job.message else job.reason)
-    return "  ".join(" ".join(part.split()) for part in parts)
+    return "  ".join(" ".join(one_line(part).split()) for part in parts)
 
 
 def metrics(job: "Job") -> list[tuple[str, float]]:

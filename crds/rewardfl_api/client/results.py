@@ -11,12 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from .. import spec as api
 from ..errors import ExitCode, Reason, RewardFLError
 from ..metrics import StepMetrics, of_text
-from .errors import ClientError, MissingExtraError, NotFoundError
+from ..schema import shorten
+from .errors import ClientError, ConfigurationError, MissingExtraError, NotFoundError
 from .halt import Halt
 from .view import Job
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
 SAME_TIME_SECONDS = 1.0
 """File systems keep times more or less exactly."""
+
+LONGEST_PART_BYTES = 255 - len(".12345678")
+"""Of a name, between two slashes: what file systems take, less what boto3 appends while a file is not whole."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +56,19 @@ class Results:
     Args:
         job: whose.
         endpoint: where its S3 service is reached from here, where that is not spec.storage.endpoint.
+        halt: ends what is being fetched.
 
     Raises:
         MissingExtraError: boto3 is not installed.
         ClientError: the job's spec cannot be read by this version.
     """
 
-    def __init__(self, job: Job, endpoint: str | None = None) -> None:
+    def __init__(self, job: Job, endpoint: str | None = None, halt: Halt | None = None) -> None:
         if job.spec is None:
             raise ClientError(
                 f"the spec of {job.name} cannot be read by this version", "install the operator's version of rewardfl"
             )
-        self._job, self._output = job, job.spec.output.rstrip("/")
+        self._job, self._output, self._halt = job, job.spec.output.rstrip("/"), halt or Halt()
         spec = job.spec.storage if endpoint is None else job.spec.storage.copy_with(endpoint=endpoint)
         try:
             module = importlib.import_module("rewardfl_trainer.storage")
@@ -70,16 +78,17 @@ class Results:
         self._storage: Storage = module.Storage(spec, "spec.output")
 
     def files(self) -> list[StoredFile]:
-        """Return what is there, by name. Names that would lead outside of a folder are left out.
+        """Return what is there, by name, without names that would lead out of a folder, or that no folder can hold.
 
         Raises:
             RewardFLError: the storage cannot be read.
         """
         entries = sorted(self._storage.entries(f"{self._output}/").items())
+        folders = {str(folder) for name, _ in entries if _is_plain(name) for folder in PurePosixPath(name).parents}
         return [
             StoredFile(name, entry.bytes, datetime.fromtimestamp(entry.written, UTC))
             for name, entry in entries
-            if not name.endswith("/")
+            if _is_plain(name) and name not in folders
         ]
 
     def metrics(self) -> list[StepMetrics]:
@@ -90,7 +99,7 @@ class Results:
         """
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                local = self._storage.download_file(f"{self._output}/{METRICS_FILE}", Path(scratch) / METRICS_FILE)
+                local = self._whole(METRICS_FILE, Path(scratch) / METRICS_FILE)
             except RewardFLError as error:
                 if error.reason is Reason.OBJECT_NOT_FOUND:
                     return []
@@ -105,16 +114,14 @@ class Results:
             RewardFLError: the storage cannot be read.
         """
         try:
-            return self._storage.download_file(f"{self._output}/{REPORT_FILE}", target)
+            return self._whole(REPORT_FILE, target)
         except RewardFLError as error:
             if error.reason is Reason.OBJECT_NOT_FOUND:
                 hint = f"it is made at the first checkpoint; see rewardfl describe {self._job.name}"
                 raise NotFoundError(f"{self._job.name} has no report yet in {self._output}", hint) from error
             raise
 
-    def download(
-        self, folder: Path, patterns: Iterable[str], halt: Halt, tell: Callable[[Path], object] | None = None
-    ) -> list[Path]:
+    def download(self, folder: Path, patterns: Iterable[str], tell: Callable[[Path], object] | None = None) -> list[Path]:
         """Fetch files to a folder and return where they are; see `Client.download`."""
         wanted = tuple(patterns)
         there = self.files()
@@ -125,7 +132,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         fetched = []
         for file in chosen:
-            halt.check()
+            self._halt.check()
             fetched.append(self._fetch(file, folder))
             if tell is not None:
                 tell(fetched[-1])
@@ -138,9 +145,31 @@ class Results:
             message = f"{target}: a link on the way to it leads out of {folder}."
             raise RewardFLError(Reason.UNSAFE_PATH, message, "Name another folder.", ExitCode.BAD_CONFIGURATION)
         if not _is_there(file, target):
-            self._storage.download_file(f"{self._output}/{file.name}", target)
+            self._whole(file.name, target)
             os.utime(target, (file.written.timestamp(), file.written.timestamp()))
         return target
+
+    def _whole(self, name: str, target: Path) -> Path:
+        """Fetch a file, whole or not at all. Ends with the halt: within a file, too."""
+        return self._storage.download_file(f"{self._output}/{name}", target, lambda _: self._halt.check())
+
+
+def checked_endpoint(endpoint: str | None) -> str | None:
+    """Return the URL of an S3 service.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        return api.Storage(endpoint=endpoint).endpoint
+    except ValidationError as error:
+        message = f"endpoint={shorten(endpoint)}: must be the URL of an S3 service without a path and credentials"
+        raise ConfigurationError(message, "write it as https://s3.example.com or http://127.0.0.1:9000") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of one file in a folder: no part of it is empty, a dot or too long."""
+    return str(PurePosixPath(name)) == name and all(len(part.encode()) <= LONGEST_PART_BYTES for part in name.split("/"))
 
 
 def _is_meant(name: str, pattern: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from .. import manifests
 from ..checked import Checked, check_all
 from ..job import API_VERSION, KIND, RewardFLJob
+from ..schema import Problem
 from .errors import InvalidJobError
 from .view import Job, Raw
 
@@ -21,13 +22,21 @@ GIVEN = "the job"
 """What a job is called in messages that came from no file."""
 
 
-def body(given: Submittable, *, name: str | None = None, namespace: str | None = None, suspend: bool = False) -> Raw:
+def body(
+    given: Submittable,
+    *,
+    name: str | None = None,
+    namespace: str | None = None,
+    output: str | None = None,
+    suspend: bool = False,
+) -> Raw:
     """Return the manifest that is to be sent.
 
     Args:
         given: where it is.
         name: another name than the manifest's.
         namespace: another namespace.
+        output: another output.
         suspend: let it begin suspended.
 
     Raises:
@@ -40,6 +49,8 @@ def body(given: Submittable, *, name: str | None = None, namespace: str | None =
         metadata = manifest.setdefault("metadata", {})
         if isinstance(metadata, dict):
             metadata.update({key: value for key, value in (("name", name), ("namespace", namespace)) if value is not None})
+        if output is not None and isinstance(manifest.get("spec"), dict):
+            manifest["spec"]["output"] = output
         if suspend and isinstance(manifest.get("spec"), dict):
             manifest["spec"]["runPolicy"] = {**(manifest["spec"].get("runPolicy") or {}), "suspend": True}
         return manifest
@@ -55,6 +66,8 @@ def body(given: Submittable, *, name: str | None = None, namespace: str | None =
         raise InvalidJobError(f"{where} holds {len(found)} RewardFLJobs", "submit them one by one")
     if problems := found[0].problems:
         raise InvalidJobError("; ".join(_lines(found[0])), problems=tuple(problems))
+    if isinstance(given, Job) and (problem := _shared_output(given, found[0].body)) is not None:
+        raise InvalidJobError(problem.text, problems=(problem,))
     return dict(found[0].body)
 
 
@@ -72,11 +85,28 @@ def _documents(given: Submittable) -> list[manifests.Document]:
         return [manifests.Document(GIVEN, 1, body_of(given))]
     if isinstance(given, Job):
         metadata = {"name": given.name, "namespace": given.namespace, "labels": dict(given.metadata.labels)}
-        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": given.raw.get("spec")}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": _unsuspended(given.raw.get("spec"))}
         return [manifests.Document(GIVEN, 1, body)]
     if isinstance(given, Mapping):
         return [manifests.Document(GIVEN, 1, dict(given))]
     return manifests.read([str(given)]) if _is_file(given) else manifests.parse(str(given))
+
+
+def _unsuspended(spec: Any) -> Any:
+    """Return a job's spec without its being suspended: that was about the job that was read."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("runPolicy"), dict):
+        return spec
+    return {**spec, "runPolicy": {key: value for key, value in spec["runPolicy"].items() if key != "suspend"}}
+
+
+def _shared_output(source: Job, manifest: Raw) -> Problem | None:
+    """What is wrong where another job is to write where `source` writes: it would find its checkpoints, or delete them."""
+    metadata, output = manifest["metadata"], manifest["spec"]["output"]
+    before = str((source.raw.get("spec") or {}).get("output", ""))
+    if (metadata["namespace"], metadata["name"]) == (source.namespace, source.name) or before.rstrip("/") != output.rstrip("/"):
+        return None
+    message = f"{source.namespace}/{source.name} writes there, and the two would go on from, and delete, each other's checkpoints"
+    return Problem(("spec", "output"), message, "give another with output=", output)
 
 
 def _is_file(given: Submittable) -> bool:

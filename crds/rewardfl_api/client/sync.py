@@ -22,7 +22,7 @@ from .history import TRAINER, Event, events
 from .jobs import Jobs
 from .logs import Line, Selection
 from .progress import ProgressOption, shown
-from .results import REPORT_FILE, Results, StoredFile
+from .results import REPORT_FILE, Results, StoredFile, checked_endpoint
 from .submission import Submittable
 from .view import Job, explanation
 
@@ -49,7 +49,7 @@ class Client:
         endpoint: URL at which jobs' S3 service is reached from here. None: as their spec.storage.endpoint says.
 
     Raises:
-        ConfigurationError: there is no kubeconfig, or it cannot be used.
+        ConfigurationError: there is no kubeconfig, or it cannot be used; or `endpoint` is no URL of a service.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Client:
         return client
 
     def _use(self, connection: Connection, endpoint: str | None) -> None:
-        self.connection, self._endpoint, self._jobs = connection, endpoint, Jobs(connection)
+        self.connection, self._endpoint, self._jobs = connection, checked_endpoint(endpoint), Jobs(connection)
 
     @property
     def namespace(self) -> str:
@@ -101,6 +101,7 @@ class Client:
         namespace: str | None = None,
         *,
         name: str | None = None,
+        output: str | None = None,
         suspend: bool = False,
         dry_run: bool = False,
     ) -> Job:
@@ -109,8 +110,9 @@ class Client:
         Args:
             job: a `RewardFLJob`, a manifest as a mapping, a file or the YAML itself; or a job of the cluster, to be run again.
             namespace: where, instead of the manifest's own namespace or the client's.
-            name: another name than the manifest's.
-            suspend: create it suspended; `resume` starts it.
+            name: another name than the manifest's. A job that was read then needs another `output` as well.
+            output: another output than the manifest's.
+            suspend: create it suspended; `resume` starts it. That a job that was read is suspended is not taken over.
             dry_run: let the API server check it, and create nothing.
 
         Raises:
@@ -118,7 +120,7 @@ class Client:
             ExistsError: there is one of that name.
             RefusedError: the API server refuses it.
         """
-        manifest = submission.body(job, name=name, namespace=namespace, suspend=suspend)
+        manifest = submission.body(job, name=name, namespace=namespace, output=output, suspend=suspend)
         return self._jobs.create(manifest, dry_run=dry_run)
 
     def check(self, job: Submittable) -> None:
@@ -135,24 +137,27 @@ class Client:
 
         Raises:
             NotFoundError: there is no such job.
+            DeletedError: `job` was deleted, and another of its name was created. That one is left alone.
         """
-        return self._jobs.suspend(*self._named(job, namespace))
+        return self._jobs.suspend(*_named(job, namespace))
 
     def resume(self, job: JobOrName, namespace: str | None = None) -> Job:
         """Let a suspended job go on, from its last checkpoint.
 
         Raises:
             NotFoundError: there is no such job.
+            DeletedError: `job` was deleted, and another of its name was created. That one is left alone.
         """
-        return self._jobs.suspend(*self._named(job, namespace), value=False)
+        return self._jobs.suspend(*_named(job, namespace), value=False)
 
     def delete(self, job: JobOrName, namespace: str | None = None) -> None:
         """Delete a job with its pods. What it has written to the bucket stays.
 
         Raises:
             NotFoundError: there is no such job.
+            DeletedError: `job` was deleted, and another of its name was created. That one is left alone.
         """
-        self._jobs.delete(*self._named(job, namespace))
+        self._jobs.delete(*_named(job, namespace))
 
     def watch(self, job: JobOrName, namespace: str | None = None) -> Iterator[Job]:
         """Yield a job as it is now, and each time that it changes; the last one has succeeded or failed.
@@ -217,8 +222,11 @@ class Client:
         previous: bool = False,
         tail: int | None = None,
         timestamps: bool = False,
+        progress: Callable[[Job], object] | None = None,
     ) -> Iterator[Line]:
         """Yield what a job's pods have written, node by node; with `follow` as they write it, until the job has ended.
+
+        One that is suspended has not ended: what it writes when it goes on is waited for.
 
         Args:
             job: the job.
@@ -230,6 +238,7 @@ class Client:
             previous: of the attempt before the last restart.
             tail: only the last so many lines of each pod.
             timestamps: each line with its time.
+            progress: called with the job, about once a second, while it is followed.
 
         Raises:
             NotFoundError: there is no such job, rank, node or pod.
@@ -241,7 +250,7 @@ class Client:
             raise NotFoundError(f"{found.name} has no node {node}", f"its nodes are 0 to {found.nodes - 1}")
         wanted = Selection(node, rank, container, previous, tail, timestamps)
         if follow:
-            yield from pod_logs.follow(self._jobs, found, wanted)
+            yield from pod_logs.follow(self._jobs, found, wanted, progress or (lambda job: None))
         else:
             yield from pod_logs.read(self.connection, found, wanted)
 
@@ -256,6 +265,8 @@ class Client:
     def metrics(self, job: JobOrName, namespace: str | None = None, *, follow: bool = False) -> Iterator[StepMetrics]:
         """Yield every logged step so far, in order; with `follow` also those to come, until the job has ended.
 
+        One that is suspended has not ended: it is waited for.
+
         Up to the last checkpoint they are read from the output, with all values, by the credentials of the caller; what came
         later, or all where the output cannot be read, from the log of the main rank, with the values that it shows.
 
@@ -267,7 +278,7 @@ class Client:
         found, last = self.get(job, namespace), -1
         unreadable: Exception | None = None
         try:
-            stored = Results(found, self._endpoint).metrics()
+            stored = Results(found, self._endpoint, self.connection.halt).metrics()
         except (ClientError, RewardFLError) as error:
             stored, unreadable = [], error
         for step in stored:
@@ -294,7 +305,7 @@ class Client:
             MissingExtraError: boto3 is not installed.
             RewardFLError: the storage cannot be read.
         """
-        return Results(self.get(job, namespace), self._endpoint).files()
+        return Results(self.get(job, namespace), self._endpoint, self.connection.halt).files()
 
     def download(
         self,
@@ -308,8 +319,8 @@ class Client:
         """Fetch files of a job's output to a folder, and return where they are.
 
         Each file appears when it is whole. One that is there already, as old and as large as the one in the output, is not
-        fetched again: what was interrupted goes on when it is asked for again. Names that would lead out of the folder are left
-        out.
+        fetched again: what was interrupted goes on when it is asked for again. Names that would lead out of the folder, or that
+        no folder can hold, are left out.
 
         Args:
             job: the job.
@@ -326,8 +337,8 @@ class Client:
             OSError: the folder cannot be written to.
         """
         chosen = [patterns] if isinstance(patterns, str) else patterns
-        results = Results(self.get(job, namespace), self._endpoint)
-        return results.download(Path(to).expanduser(), chosen, self.connection.halt, progress)
+        results = Results(self.get(job, namespace), self._endpoint, self.connection.halt)
+        return results.download(Path(to).expanduser(), chosen, progress)
 
     def report(
         self, job: JobOrName, namespace: str | None = None, *, to: str | Path | None = None, open_browser: bool = True
@@ -347,7 +358,7 @@ class Client:
         """
         found = self.get(job, namespace)
         target = Path(tempfile.mkdtemp(prefix="rewardfl-")) / REPORT_FILE if to is None else Path(to).expanduser()
-        page = Results(found, self._endpoint).report(target).resolve()
+        page = Results(found, self._endpoint, self.connection.halt).report(target).resolve()
         if open_browser:
             webbrowser.open(page.as_uri())
         return page
@@ -366,11 +377,10 @@ class Client:
         """Return the same client, of which the waiting is ended by `halt`."""
         return Client.over(self.connection.with_halt(halt), self._endpoint)
 
-    def _named(self, job: JobOrName, namespace: str | None) -> tuple[str, str]:
-        """Return name and namespace; of a job that was read, only while it is still the same."""
-        if isinstance(job, str):
-            return job, namespace or self.namespace
-        return self.get(job).name, job.namespace
+
+def _named(job: JobOrName, namespace: str | None) -> tuple[str, str | None, str | None]:
+    """Return name, namespace, and of a job that was read its uid."""
+    return (job, namespace, None) if isinstance(job, str) else (job.name, job.namespace, job.metadata.uid)
 
 
 def _to_the_end(jobs: Jobs, job: Job) -> Iterator[Job]:

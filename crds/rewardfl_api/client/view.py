@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..base import ApiModel
 from ..errors import Reason
 from ..job import ObjectMeta, RewardFLJob
+from ..printable import printable
 from ..reasons import EXPLANATIONS, Explanation
 from ..spec import RewardFLJobSpec
 from ..status import FINISHED_PHASES, Condition, RewardFLJobStatus
@@ -99,8 +100,8 @@ class Job:
 
     @property
     def message(self) -> str:
-        """Where it stands in a sentence."""
-        return self.leading.message if self.leading is not None else ""
+        """Where it stands in a sentence, without anything that a terminal obeys: pods have a say in it."""
+        return printable(self.leading.message) if self.leading is not None else ""
 
     @property
     def queue(self) -> str:

@@ -79,6 +79,11 @@ def test_a_followed_log_survives_a_cut_and_a_restart_without_losing_or_repeating
         again.write("six")
         assert [process.stdout.readline().strip() for _ in range(2)] == ["five", "six"]
         assert rewardfl("logs", "followed", "--previous").stdout.splitlines() == ["one", "two", "three", "four", "five"]
+        assert rewardfl("suspend", "followed").exit_code == 0
+        assert process.stderr is not None
+        told = "rewardfl logs: followed is suspended; this goes on when it does: rewardfl resume followed -n default\n"
+        assert process.stderr.readline() == told
+        assert rewardfl("resume", "followed").exit_code == 0
         again.ended = True
         kubelet.end(second)
         status(installation, "followed", phase="Succeeded")

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import yaml
 
 from rewardfl_api import AsyncClient, Client, InvalidJobError, Job, JobFailedError, ObjectMeta, RewardFLJob
+from rewardfl_api.client import connection
 from rewardfl_api.client import jobs as client_jobs
 from rewardfl_api.client.errors import DeletedError, ExistsError, RefusedError
 from rewardfl_api.reasons import EXPLANATIONS
-from tests.integration.api_proxy import ApiProxy, Fault, api_proxy
+from tests.integration.api_proxy import ApiProxy, Call, Fault, api_proxy
 from tests.integration.cli.commands import FAILED, PATIENCE_SECONDS, pods, status
 from tests.integration.cli.played_logs import Logs
 from tests.integration.operator_harness import Installation, Kubelet, manifest, until
@@ -45,7 +47,7 @@ def test_a_model_a_manifest_a_text_a_file_and_a_job_that_was_read_are_submitted_
         client.submit(body),
         client.submit(yaml.safe_dump(manifest("as-text"))),
         client.submit(tmp_path / "job.yaml"),
-        client.submit(client.get("as-file"), name="as-job", suspend=True),
+        client.submit(client.get("as-file"), name="as-job", output="s3://results/as-job/", suspend=True),
     ]
     assert [job.name for job in made] == ["as-model", "as-manifest", "as-text", "as-file", "as-job"]
     assert [job.is_suspended for job in made] == [False] * 4 + [True]
@@ -84,6 +86,27 @@ def test_a_job_is_suspended_resumed_and_deleted(client: Client) -> None:
     with pytest.raises(DeletedError, match="another of that name was created"):
         client.suspend(job)
     assert not client.get(again).is_suspended
+
+
+@pytest.mark.parametrize("steer", [Client.suspend, Client.resume, Client.delete])
+def test_a_job_that_takes_the_name_just_before_the_write_is_left_alone(
+    client: Client, proxied: tuple[ApiProxy, str], steer: Callable[[Client, Job], object]
+) -> None:
+    proxy, kubeconfig = proxied
+    name = f"replaced-by-{steer.__name__}"
+    job = client.submit(manifest(name))
+    again: list[Job] = []
+
+    def replaced(call: Call) -> Fault | None:
+        if call.is_write and not again:
+            client.delete(job)
+            again.append(client.submit(manifest(name)))
+        return None
+
+    proxy.rules.append(replaced)
+    with pytest.raises(DeletedError, match=f"default/{name} was deleted, and another of that name was created"):
+        steer(Client(kubeconfig=kubeconfig), job)
+    assert client.get(again[0]).raw["spec"] == again[0].raw["spec"]
 
 
 def test_waiting_over_cut_watches_tells_every_change_and_returns_the_job_that_succeeded(
@@ -164,6 +187,61 @@ def test_metrics_come_from_the_log_where_the_output_cannot_be_read_and_are_follo
     kubelet.end(pod)
     status(installation, "measured", phase="Succeeded")
     assert list(steps) == []
+
+
+def test_a_suspended_job_has_not_ended_and_is_followed_on_when_it_goes_on(
+    installation: Installation, client: Client, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARDFL_STORAGE_ATTEMPTS", "1")
+    job = client.submit(manifest("halted", nodes=1), suspend=True)
+    asked = threading.Semaphore(0)
+
+    def go_on() -> None:
+        for _ in range(3):  # it has been looked at more than once, and found suspended
+            assert asked.acquire(timeout=PATIENCE_SECONDS)
+        client.resume(job)
+        (pod,) = pods(installation, "halted", nodes=1)
+        kubelet, log = Kubelet(installation, "halted"), logs[pod["metadata"]["name"], "trainer"]
+        log.write("2026-01-01 12:00:00,000 rank 0 INFO rewardfl_trainer.train: step 1/1 reward 0.5")
+        log.ended = True
+        kubelet.train(pod)
+        kubelet.end(pod)
+        status(installation, "halted", phase="Succeeded")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    lines = list(client.logs(job, container="trainer", follow=True, progress=lambda now: asked.release()))
+    thread.join()
+    assert [line.text.split(": ")[-1] for line in lines] == ["step 1/1 reward 0.5"]
+    assert [step.reward for step in Client(endpoint="http://127.0.0.1:1").metrics(job)] == [0.5]
+
+
+def test_pods_that_cannot_be_asked_about_for_a_moment_neither_hold_up_a_followed_log_nor_end_it(
+    installation: Installation, client: Client, logs: Logs, proxied: tuple[ApiProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, kubeconfig = proxied
+    job = client.submit(manifest("stalled", nodes=1))
+    (pod,) = pods(installation, "stalled", nodes=1)
+    kubelet, log = Kubelet(installation, "stalled"), logs[pod["metadata"]["name"], "trainer"]
+    kubelet.train(pod)
+    log.write("one")
+    of_pod = f"/pods/{pod['metadata']['name']}"
+    proxy.rules.append(lambda call: Fault(stall=True) if call.path.endswith(of_pod) and not proxy.faults else None)
+    lines = Client(kubeconfig=kubeconfig).logs(job, follow=True)
+    assert next(lines).text == "one"
+    monkeypatch.setattr(connection, "READ_SECONDS", 2.0)
+    log.ended = True
+    kubelet.end(pod)
+    status(installation, "stalled", phase="Succeeded")
+    pool = ThreadPoolExecutor(1)
+    try:
+        assert pool.submit(list, lines).result(timeout=PATIENCE_SECONDS) == []
+    finally:
+        pool.shutdown(wait=False)
+    assert proxy.faults == 1
+    proxy.rules.append(lambda call: Fault(status=503) if call.path.endswith("/pods") and proxy.faults == 1 else None)
+    assert [line.text for line in Client(kubeconfig=kubeconfig).logs(job, follow=True)] == ["one"]
+    assert proxy.faults == 2
 
 
 async def test_the_asynchronous_client_does_what_the_other_does(installation: Installation) -> None:

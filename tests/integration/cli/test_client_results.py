@@ -1,13 +1,14 @@
 """What the Python client reads of a job's output in a real S3 server: metrics, files, the report; also what is hostile in it."""
 
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rewardfl_api import Client, Job, RewardFLError
 from rewardfl_api.client.errors import NotFoundError
+from rewardfl_api.client.halt import Halt, HaltedError
 from rewardfl_api.errors import ExitCode, Reason
 from tests.cluster import SeaweedFS
 from tests.integration.cli.commands import pods, rewardfl, status
@@ -171,6 +172,50 @@ def test_a_file_whose_transfer_breaks_off_is_not_there(client: Client, job: Job,
     ]
     client.download(job, tmp_path, patterns="checkpoints")
     assert (tmp_path / "checkpoints/step-20/lora.safetensors").read_bytes() == FILES["checkpoints/step-20/lora.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "fetch",
+    [
+        lambda client, job, to: client.download(job, to, patterns="lora.safetensors"),
+        lambda client, job, to: list(client.metrics(job)),
+        lambda client, job, to: client.report(job, to=to / "report.html", open_browser=False),
+    ],
+    ids=["download", "metrics", "report"],
+)
+def test_what_is_cancelled_within_a_file_ends_within_it(
+    client: Client, job: Job, server: SeaweedFS, tmp_path: Path, fetch: Callable[[Client, Job, Path], object]
+) -> None:
+    halt = Halt()
+    with fault_proxy(server.endpoint) as proxy:
+        proxy.after.append(lambda exchange: halt.now() if exchange.is_content else None)
+        with pytest.raises(HaltedError):
+            fetch(Client(endpoint=proxy.endpoint).with_halt(halt), job, tmp_path)
+        assert proxy.contents()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_no_folder_can_hold_are_left_out_and_the_others_fetched(
+    client: Client, server: SeaweedFS, tmp_path: Path
+) -> None:
+    client.submit(manifest("crowded"))
+    kept = ["a/b", "z"]
+    there = ["a", "a/b", "c//d", "./e", f"{'x' * 256}/f", "ü" * 124, "z"]
+
+    def crowded(exchange: Exchange) -> None:
+        if "list-type=2" in exchange.path:
+            contents = [
+                f"<Contents><Key>crowded/{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>"
+                for name in there
+            ]
+            exchange.body = f"<ListBucketResult>{''.join(contents)}</ListBucketResult>".encode()
+
+    for name in kept:
+        server.client().put_object(Bucket=BUCKET, Key=f"crowded/{name}", Body=b"x")
+    with fault_proxy(server.endpoint) as proxy:
+        proxy.after.append(crowded)
+        fetched = Client(endpoint=proxy.endpoint).download("crowded", tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in fetched] == kept
 
 
 def test_the_report_is_that_of_the_output_whatever_the_status_names_and_is_opened(
