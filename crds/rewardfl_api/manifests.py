@@ -98,7 +98,7 @@ def _text(file: str) -> str:
         return sys.stdin.read() if file == STANDARD_INPUT else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        message = f"--file={file}: {why}"
+        message = f"{file}: {why}"
         raise RewardFLError(Reason.BAD_CONFIGURATION, message, "Name a readable file.", ExitCode.MISSING_INPUT) from error
 
 

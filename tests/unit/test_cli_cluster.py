@@ -96,7 +96,7 @@ def test_no_kubeconfig_outside_a_pod_is_one_line_and_78(tmp_path: Path, monkeypa
     assert answer.exit_code == ExitCode.BAD_CONFIGURATION
     assert answer.stderr == (
         f"rewardfl list: no cluster: there is no kubeconfig at {tmp_path / 'none'}, and this is no pod; "
-        "set KUBECONFIG, or name a file with --kubeconfig\n"
+        "set KUBECONFIG, or name a kubeconfig\n"
     )
 
 

@@ -25,7 +25,7 @@ from rewardfl_api.client.errors import ConfigurationError, MissingExtraError
 from rewardfl_api.client.halt import Halt, HaltedError
 from rewardfl_api.client.history import Event
 from rewardfl_api.client.submission import body, body_of
-from rewardfl_api.errors import ExitCode
+from rewardfl_api.errors import ExitCode, RewardFLError
 from rewardfl_api.guard import TRIP_MESSAGE_MAX_CHARACTERS, GuardTrip
 from rewardfl_api.metrics import of_log, of_text
 from rewardfl_api.progress import Progress
@@ -142,6 +142,11 @@ def test_a_job_that_was_read_runs_again_beside_itself_only_with_an_output_of_its
     assert again["spec"]["runPolicy"] == {"backoffLimit": 2}
     assert body(read, suspend=True)["spec"]["runPolicy"] == {"backoffLimit": 2, "suspend": True}
     assert body(manifest("a"), output="s3://results/c/")["spec"]["output"] == "s3://results/c/"
+
+
+def test_a_file_that_is_not_there_is_named_as_it_was_given() -> None:
+    with pytest.raises(RewardFLError, match=r"^nowhere\.yaml: No such file or directory"):
+        body("nowhere.yaml")
 
 
 @pytest.mark.parametrize("endpoint", ["s3.example.com", "https://host/path", "https://user:secret-4711@host"])

@@ -119,7 +119,7 @@ class Connection:
     def _missing(self, answer: dict[str, Any], what: str, said: str) -> ClientError:
         details = answer.get("details") or {}
         if details.get("kind") == "namespaces":
-            return NotFoundError(f"namespace {details.get('name')} does not exist", "create it, or name another with --namespace")
+            return NotFoundError(f"namespace {details.get('name')} does not exist", "create it, or name another namespace")
         if details.get("kind") in (None, PLURAL, KIND) and not details.get("name"):
             return self._not_installed()
         return NotFoundError(f"{what} does not exist" if what else said)
@@ -145,7 +145,7 @@ def _of_file(settings: Configuration, files: str, context: str | None) -> str:
         contexts, current = config.list_kube_config_contexts(config_file=files)
     except (config.ConfigException, yaml.YAMLError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        which = f"--context={context} of {files}" if context else f"kubeconfig {files}"
+        which = f"context={context} of {files}" if context else f"kubeconfig {files}"
         raise ConfigurationError(f"{which} cannot be used: {why}", _contexts_hint(files, context)) from error
     chosen = next((item for item in contexts if item["name"] == context), current)
     return str(chosen["context"].get("namespace") or DEFAULT_NAMESPACE)
@@ -159,7 +159,7 @@ def _contexts_hint(files: str, context: str | None) -> str:
         names = []
     if context and names and context not in names:
         return f"it has {', '.join(names)}"
-    return "name another with --kubeconfig or KUBECONFIG"
+    return "name another kubeconfig, or set KUBECONFIG"
 
 
 def _of_pod(settings: Configuration, files: str) -> str:
@@ -167,7 +167,7 @@ def _of_pod(settings: Configuration, files: str) -> str:
     try:
         config.load_incluster_config(client_configuration=settings)
     except config.ConfigException as error:
-        hint = "set KUBECONFIG, or name a file with --kubeconfig"
+        hint = "set KUBECONFIG, or name a kubeconfig"
         raise ConfigurationError(f"no cluster: there is no kubeconfig at {files}, and this is no pod", hint) from error
     try:
         return SERVICE_ACCOUNT_NAMESPACE.read_text(encoding="utf-8").strip() or DEFAULT_NAMESPACE

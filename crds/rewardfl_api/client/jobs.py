@@ -238,7 +238,7 @@ class Jobs:
             there = [job.name for job in self.find(namespace)]
             if close := get_close_matches(name, there, n=1, cutoff=0.5):
                 return NotFoundError(error.message, f"did you mean {close[0]}?")
-            return NotFoundError(error.message, f"see rewardfl list --namespace {namespace}; it has {len(there)} jobs")
+            return NotFoundError(error.message, f"namespace {namespace} has {len(there)} jobs")
         return error
 
 
