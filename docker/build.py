@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="*", metavar="image", help=f"which ({', '.join(IMAGES)}); default: all")
     parser.add_argument("--base", default="", help="`local`: make the base with debootstrap; else the image to build on")
     parser.add_argument("--tool", default="", help=f"one of {', '.join(tools.NAMES)}; default: the first that works")
-    parser.add_argument("--registry", default="", help="put before the names, e.g. registry.example.com/team/")
+    parser.add_argument("--registry", default="", help="put before the names, e.g. registry.example.com/team")
     parser.add_argument("--source", default="", help="address of the source code, for the images' labels")
     parser.add_argument("--sbom", type=Path, help="also write what is in each image as NAME.cdx.json into this folder")
     parser.add_argument("--save", type=Path, help="also write each image as NAME.tar into this folder")
@@ -88,7 +88,7 @@ def build(image: str, tool: Tool, *, base: str = "", registry: str = "", source:
     start = time.monotonic()
     labels = {"version": __version__, "revision": revision(), "source": source}
     told = {f"org.opencontainers.image.{name}": value for name, value in labels.items() if value}
-    name = f"{registry}rewardfl-{image}:{__version__}"
+    name = full_name(image, registry)
     file = REPOSITORY / "docker" / f"{image}.Dockerfile"
     with workplace.enter(tool) as place:
         base_name = _base(tool, base)
@@ -96,6 +96,12 @@ def build(image: str, tool: Tool, *, base: str = "", registry: str = "", source:
         lent = settings.write(place.settings, with_apt=base == LOCAL)
         tool.build(Recipe(file, REPOSITORY, (name,), arguments, told, lent), place.temporary, place.lock)
         return Built(name, tool.digest(name), time.monotonic() - start)
+
+
+def full_name(image: str, registry: str = "") -> str:
+    """The name of `image` with its version; `registry` stands before it, with or without a slash at its end."""
+    before = f"{registry.rstrip('/')}/" if registry else ""
+    return f"{before}rewardfl-{image}:{__version__}"
 
 
 def revision() -> str:
