@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 ARTIFACTS = REPOSITORY / "test-artifacts" / "site"
 DESK, PHONE = (1280, 900), (390, 844)
 BACKGROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(30, 34, 41)"}
-KNOWN_HOSTS = {"kueue.sigs.k8s.io", "squidfunk.github.io"}
+KNOWN_HOSTS = {"github.com", "huggingface.co", "kueue.sigs.k8s.io", "pypi.org", "squidfunk.github.io"}
 
 
 @pytest.fixture(scope="module")
