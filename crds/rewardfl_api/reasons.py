@@ -69,8 +69,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     ),
     Reason.OUT_OF_MEMORY: Explanation(
         "A process needed more memory than it was given.",
-        "On a GPU: deepspeed.preset zero2_cpuoffload or zero3_cpuoffload, useGradientCheckpointingOffload, fewer frames or "
-        "pixels. In a pod (exit code 137): a higher memory limit in spec.template.",
+        "On a GPU: deepspeed.preset zero2_cpuoffload or zero3_cpuoffload, useGradientCheckpointingOffload; with another output, "
+        "fewer frames or pixels. In a pod (exit code 137): a higher memory limit in spec.template.",
     ),
     Reason.DISRUPTED: Explanation("A pod was evicted or preempted. It is not counted as a failure and starts again."),
     Reason.PROGRESS_CURRENT: Explanation("The trainer reports, and the figures in the status are its latest."),
@@ -88,8 +88,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.HELD_OUT_REWARD_FELL: Explanation(
         "The guard: the held-out reward was worse than at its best for guard.heldOut.patience evaluations in a row, while the "
         "training reward rose: the model learns its rows, or how to please the reward, and no longer the task.",
-        "Use the checkpoint that status.results.bestCheckpoint names. Before training on: a lower learningRate, a higher "
-        "klWeight, a smaller loraRank, or more rows.",
+        "Use the checkpoint that status.results.bestCheckpoint names. Before training on: a lower learningRate or a higher "
+        "klWeight; with another output, a smaller loraRank or more rows.",
     ),
     Reason.KL_TOO_HIGH: Explanation(
         "The guard: the KL to the untrained model, as a mean over guard.kl.steps steps, has passed guard.kl.max.",
@@ -100,7 +100,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
         "The guard: the share of generated frames without a face, as a mean over guard.noFace.steps steps, has passed "
         "guard.noFace.maxFraction.",
         "Look at the report's videos. Before training on: a missingFacePenalty below what a poor face scores, a lower "
-        "learningRate, a higher klWeight, or rows whose face is large and in front.",
+        "learningRate or a higher klWeight; with another output, rows whose face is large and in front.",
     ),
     Reason.BAD_USAGE: Explanation(
         "A program of the image was started with wrong arguments.", "Remove the override from spec.template."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from pydantic.alias_generators import to_camel
 
-from .roll_keys import BECOMES, ROLL_DEFAULTS, WITHOUT_MEANING
+from .roll_keys import BECOMES, ROLL_DEFAULTS, ROLL_PARAMETERS, WITHOUT_MEANING
 from .training import TrainingParameters
 
 
@@ -15,9 +15,18 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
 
 
 def same() -> str:
-    """Return the training parameters that keep their names but for the spelling."""
-    rows = {name: f"`{field.alias or to_camel(name)}`" for name, field in TrainingParameters.model_fields.items()}
-    return _table(("ROLL", "`spec.training`"), rows)
+    """Return ROLL's keys that keep their names but for the spelling."""
+    return _table(("ROLL", "`spec.training`"), {name: text for name, text in _parameters().items() if name in ROLL_PARAMETERS})
+
+
+def added() -> str:
+    """Return the training parameters that ROLL has no key for."""
+    rows = {name: text for name, text in _parameters().items() if name not in {*ROLL_PARAMETERS, *WITHOUT_MEANING}}
+    return _table(("accepted as", "`spec.training`"), rows)
+
+
+def _parameters() -> dict[str, str]:
+    return {name: f"`{field.alias or to_camel(name)}`" for name, field in TrainingParameters.model_fields.items()}
 
 
 def defaults() -> str:
@@ -30,6 +39,7 @@ def defaults() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "roll-same": same,
+    "roll-added": added,
     "roll-used": lambda: _table(("ROLL", "here"), BECOMES),
     "roll-defaults": defaults,
     "roll-without-meaning": lambda: _table(("ROLL", "what to do"), WITHOUT_MEANING),

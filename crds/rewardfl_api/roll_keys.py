@@ -17,6 +17,19 @@ STRATEGY = f"{WORKER}.strategy_args"
 PARAMETER_SECTIONS = ("", f"{TRAINING}.", f"{MODULE}.")
 """Where training parameters stand: at the top (and alone there in the Reward FL document's example), or in one of these."""
 
+ROLL_PARAMETERS = frozenset(
+    {
+        "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+        "train_batch_size", "max_grad_norm", "max_steps", "seed", "logging_steps", "save_steps",
+        "model_name", "model_paths", "model_id_with_origin_paths", "tokenizer_path", "reward_model_path",
+        "trainable_models", "lora_base_model", "lora_target_modules", "lora_rank", "extra_inputs",
+        "use_gradient_checkpointing", "use_gradient_checkpointing_offload",
+        "num_inference_steps", "mid_timestep", "final_timestep", "max_timestep_boundary", "min_timestep_boundary",
+    }
+)  # fmt: skip
+"""Training parameters that ROLL has under the same name: in its training_args, at the top, and in model_config_kwargs."""
+
 ROLL_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-5,
     "lr_scheduler_type": "linear",
@@ -57,7 +70,9 @@ _ROLLOUT = "ROLL's Reward FL has no inference workers; nothing to do"
 _WATCHED = "metrics.jsonl and TensorBoard events are always written to the output"
 _DISTRIBUTED = "torchrun's and the operator's; nothing to do"
 _LORA = f"ROLL's Reward FL reads lora_base_model, lora_rank and lora_target_modules in {MODULE}; put it there"
-_OVERWRITTEN = "ROLL overwrites it with the key of the same name at the top; nothing to do"
+_OVERWRITTEN = (
+    "ROLL overwrites it with the key of the same name at the top, or that key's default; if it is to count, move it there"
+)
 _MODEL_CLASS = "another kind of model in ROLL; Reward FL's models are named by model_paths"
 
 WITHOUT_MEANING: dict[str, str] = {
@@ -121,7 +136,7 @@ WITHOUT_MEANING: dict[str, str] = {
     f"{WORKER}.sequence_packing_args": _LANGUAGE,
     f"{WORKER}.logits_in_fp32": _LANGUAGE,
     f"{WORKER}.apply_loss_scale": _LANGUAGE,
-    f"{TRAINING}.output_dir": _OVERWRITTEN,
+    f"{TRAINING}.output_dir": "ROLL overwrites it with output_dir at the top; results go to spec.output",
     f"{TRAINING}.max_steps": _OVERWRITTEN,
     f"{TRAINING}.seed": _OVERWRITTEN,
     f"{TRAINING}.data_seed": "the order of the rows follows from seed",

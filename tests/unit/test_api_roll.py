@@ -12,6 +12,7 @@ from rewardfl_api.deepspeed import preset_config
 from rewardfl_api.errors import ExitCode, RewardFLError
 from rewardfl_api.job import RewardFLJob
 from rewardfl_api.roll import Converted, convert
+from rewardfl_api.roll_keys import ROLL_DEFAULTS
 from rewardfl_api.training import TrainingParameters
 from tests.unit.roll_example import DOCUMENT_EXAMPLE, ROLL_EXAMPLE
 
@@ -75,6 +76,14 @@ def test_every_key_of_rolls_example_is_kept_or_named() -> None:
     assert {"defaults", "hydra", "logging_dir", "checkpoint_config.type", "resume_from_checkpoint", "sequence_length"} <= named
     assert {"actor_train.data_args.preprocessing_num_workers", "system_envs.RAY_PROFILING", "max_steps"} <= named
     assert not any("unknown" in note.text for note in result.notes)
+
+
+def test_a_length_that_roll_would_overwrite_is_named_with_the_place_where_it_counts() -> None:
+    result = converted({"actor_train.training_args.max_steps": 77})
+    said = note_of(result, "actor_train.training_args.max_steps")
+    assert "move it there" in said
+    assert "nothing to do" not in said
+    assert result.job.spec.training.max_steps == ROLL_DEFAULTS["max_steps"]
 
 
 def test_the_documents_flat_example_converts_with_nothing_filled_in() -> None:

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,13 @@ def test_the_examples_of_its_page_are_checked_strictly(tmp_path: Path) -> None:
     wrapped = f"async def main() -> None:\n{textwrap.indent(last, '    ')}"
     (tmp_path / "program.py").write_text("\n".join([*others, wrapped]), encoding="utf-8")
     assert mypy(tmp_path / "program.py") == []
+
+
+def test_the_job_that_its_page_makes_of_models_is_valid_and_is_sent_whole() -> None:
+    _, of_models, _ = EXAMPLE.findall((REPOSITORY / "docs/client.md").read_text(encoding="utf-8"))
+    checked: dict[str, Any] = {"client": SimpleNamespace(submit=body)}
+    exec(of_models, checked)
+    assert checked["job"]["spec"]["training"]["loraBaseModel"] == "dit2"
 
 
 def mypy(program: Path) -> list[str]:

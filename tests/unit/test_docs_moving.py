@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from rewardfl_api import docs, roll
 from rewardfl_api.cli import app
-from rewardfl_api.roll_keys import BECOMES, ROLL_DEFAULTS, WITHOUT_MEANING
+from rewardfl_api.roll_keys import BECOMES, ROLL_DEFAULTS, ROLL_PARAMETERS, WITHOUT_MEANING
 from rewardfl_api.training import TrainingParameters
 from tests.cluster.paths import REPOSITORY
 
@@ -24,6 +24,12 @@ def test_every_key_that_the_converter_knows_is_in_a_table() -> None:
 
 def test_every_key_that_becomes_something_else_has_a_meaning_and_no_other() -> None:
     assert set(BECOMES) == set(roll._USED)
+
+
+def test_a_parameter_is_either_rolls_or_added() -> None:
+    assert set(TrainingParameters.model_fields) > ROLL_PARAMETERS
+    assert not ROLL_PARAMETERS & set(WITHOUT_MEANING)
+    assert {"kl_weight", "height", "dtype"} < set(TrainingParameters.model_fields) - ROLL_PARAMETERS
 
 
 def test_the_tables_are_the_converters_own() -> None:

@@ -197,7 +197,7 @@ def test_the_benchmarks_at_a_glance_are_those_of_the_pages() -> None:
         f"everything in the cache | {staging['warm_start_seconds']:.2f} s",
         f"straightforward form to ours | {trainer['step_time_ratio']:.2f}",
         f"with offload | {trainer['a14b_peak_gb']:.0f} GB; {trainer['a14b_peak_gb_offload']:.0f} GB",
-        f"`kl_steps: sampled` | {trainer['flops_ratio_kl_all']:.2f}; {trainer['flops_ratio_kl_sampled']:.2f}",
+        f"`klSteps: sampled` | {trainer['flops_ratio_kl_all']:.2f}; {trainer['flops_ratio_kl_sampled']:.2f}",
     ]
     assert [figure for figure in wanted if figure not in text] == []
 

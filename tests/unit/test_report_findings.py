@@ -41,7 +41,7 @@ def test_a_rise_within_the_spread_of_the_noises_is_said_to_be_uncertain() -> Non
     run = run_with(lines(50, **HEALTHY), [(0.40, 0.50), (0.42, 0.52)])
     found = next(finding for finding in findings(run, Times()) if finding.level == "good")
     assert "beyond" not in found.text
-    assert "raise eval_noise_seeds" in found.advice
+    assert "raise evalNoiseSeeds" in found.advice
 
 
 @pytest.mark.parametrize(("action", "did"), [("Stop", "stopped the run"), ("Suspend", "asked to suspend the run")])
@@ -117,7 +117,7 @@ def test_a_gradient_that_is_always_clipped_or_jumps_is_a_note() -> None:
 def test_a_run_without_evaluation_is_told_how_to_have_one() -> None:
     found = findings(run_with(lines(50, **HEALTHY)), Times())
     assert [(finding.level, finding.title) for finding in found] == [("note", "No held-out reward")]
-    assert "eval_rows" in found[0].advice
+    assert "evalRows" in found[0].advice
 
 
 def test_steps_that_wait_for_data_are_told() -> None:

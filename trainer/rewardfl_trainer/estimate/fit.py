@@ -1,4 +1,4 @@
-"""Which settings fit common GPUs: the ones that change no result, from the fastest to the most frugal.
+"""Which settings fit common GPUs: the ones that change no result, in an order assumed from the fastest to the most frugal.
 
 Tried are DeepSpeed's presets and checkpoint offload; what is generated and trained stays as the configuration says.
 """
@@ -39,7 +39,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fit:
-    """The fastest settings that fit a GPU, and what they need; None where none do."""
+    """The first settings that fit a GPU, and what they need; None where none do."""
 
     gigabytes: int
     settings: Settings | None
@@ -64,17 +64,18 @@ CANDIDATES = (
     Settings(offload=True, preset="zero3"),
     Settings(offload=True, preset="zero3_cpuoffload"),
 )
-"""In the order of what they cost in time: ZeRO 3 gathers all weights of the trained network for every pass."""
+"""In the order of what they are assumed to cost in time, which was never measured: ZeRO 3 gathers all
+weights of the trained network for every pass."""
 
 
 def fits(estimator: Estimator, config: TrainerConfig, world_size: int) -> list[Fit]:
-    """Return the fastest settings for each common size of GPU."""
+    """Return the first settings that fit, for each common size of GPU."""
     tried = _tried(estimator, config, world_size)
     return [_fit(gigabytes, available, tried) for gigabytes, available in GPU_BYTES.items()]
 
 
 def fit_to(estimator: Estimator, config: TrainerConfig, world_size: int, available: float) -> Fit:
-    """Return the fastest settings that fit so many bytes."""
+    """Return the first settings that fit so many bytes."""
     return _fit(round(available / 1e9), available, _tried(estimator, config, world_size))
 
 

@@ -55,7 +55,7 @@ def as_text(estimate: Estimate, fits: Sequence[Fit]) -> str:
         f"  with CUDA's own: {needed_bytes(estimate) / GIGA:.1f} GB",
         f"  CPU memory for what is kept there: {estimate.host_bytes / GIGA:.1f} GB a process",
         f"\nModel files to stage: {_staged(estimate)} (the dataset comes on top)",
-        "\nThe fastest settings that fit",
+        "\nThe first settings that fit, in an order assumed from fastest to most frugal (never timed)",
         *(_fit(fit) for fit in fits),
     ]
     return "\n".join(parts)

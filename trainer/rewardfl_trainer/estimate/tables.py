@@ -70,7 +70,7 @@ FULL = Table(ALL_WEIGHTS, (*_sizes(480, 480, (17, 49, 81)), *_sizes(832, 480, (4
 
 
 def render(rows: Sequence[Row], gpus: int) -> str:
-    """Return a Markdown table: for each size of videos and each GPU the fastest settings that fit."""
+    """Return a Markdown table: for each size of videos and each GPU the first settings that fit."""
     sizes = [f"{gigabytes} GB" for gigabytes in GPU_BYTES]
     lines = ["| video | frames | " + " | ".join(sizes) + " |", "|" + "---|" * (len(sizes) + 2)]
     return "\n".join([*lines, *(line(row, gpus) for row in rows)]) + "\n"

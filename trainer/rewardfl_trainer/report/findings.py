@@ -91,8 +91,8 @@ def overfits(run: RunData) -> Iterator[Finding]:
             f"Since step {shown.steps[best]} the held-out reward has fallen from {shown.means[best]:.3f} to "
             f"{shown.means[-1]:.3f}, while the training reward rose from {reward.begin(SHARE):.3f} to {reward.end(SHARE):.3f}: "
             "the model learns the rows, or how to please the reward, and no longer the task.",
-            f"Use the checkpoint near step {shown.steps[best]}. Then fewer steps, a lower learning_rate, a higher kl_weight, a "
-            "smaller lora_rank, or more rows.",
+            f"Use the checkpoint near step {shown.steps[best]}. Then fewer steps, a lower learningRate or a higher klWeight; "
+            "with another output, a smaller loraRank or more rows.",
         )
 
 
@@ -113,7 +113,7 @@ def kl_runs_away(run: RunData) -> Iterator[Finding]:
             "KL runs away",
             f"The KL to the untrained model is {now:.3g}, {now / before:.0f} times what it was half-way: the model leaves "
             "what it knew, which shows as flicker, saturated colours or frozen motion before the reward tells.",
-            f"Lower learning_rate ({_text(run, 'learning_rate')}), raise kl_weight ({weight:g}) tenfold, or stop at an earlier "
+            f"Lower learningRate ({_text(run, 'learning_rate')}), raise klWeight ({weight:g}) tenfold, or stop at an earlier "
             "checkpoint and compare the videos.",
         )
 
@@ -126,8 +126,8 @@ def faces_vanish(run: RunData) -> Iterator[Finding]:
             continue
         before, now = found.begin(SHARE), found.end(SHARE)
         advice = (
-            f"Set missing_face_penalty below what a poor face scores (it is {_text(run, 'missing_face_penalty')}), lower "
-            "learning_rate, raise kl_weight. Look at the videos: hands, turned heads and cuts hide faces too."
+            f"Set missingFacePenalty below what a poor face scores (it is {_text(run, 'missing_face_penalty')}), lower "
+            "learningRate, raise klWeight. Look at the videos: hands, turned heads and cuts hide faces too."
         )
         if now - before > FACES_LOST:
             text = f"{now:.0%} of the frames of the {what} videos show no face, {before:.0%} did at the beginning."
@@ -151,8 +151,9 @@ def nothing_moves(run: RunData) -> Iterator[Finding]:
             "Nothing moves",
             f"After {run.step} steps the training reward has changed by {change:+.4f}"
             + (f" and the held-out reward by {shown.means[-1] - shown.means[0]:+.4f}." if len(shown.means) > 1 else "."),
-            f"Raise learning_rate ({_text(run, 'learning_rate')}) tenfold, train longer, raise reward_weight "
-            f"({_text(run, 'reward_weight')}) against kl_weight ({_text(run, 'kl_weight')}), or raise lora_rank.",
+            f"Raise learningRate ({_text(run, 'learning_rate')}) tenfold, train longer, raise rewardWeight "
+            f"({_text(run, 'reward_weight')}) against klWeight ({_text(run, 'kl_weight')}), or raise "
+            "loraRank (with another output).",
         )
 
 
@@ -168,7 +169,7 @@ def reward_falls(run: RunData) -> Iterator[Finding]:
             "warning",
             "The training reward falls",
             text,
-            "Lower learning_rate, and look whether the KL or the gradient norm jumps.",
+            "Lower learningRate, and look whether the KL or the gradient norm jumps.",
         )
 
 
@@ -178,7 +179,10 @@ def bad_steps(run: RunData) -> Iterator[Finding]:
     if skipped:
         text = f"The loss or its gradient was not finite in {skipped} logged steps; they changed nothing."
         yield Finding(
-            "warning", "Steps were skipped", text, "Lower learning_rate or reward_weight, raise kl_weight, or use dtype fp32."
+            "warning",
+            "Steps were skipped",
+            text,
+            "Lower learningRate or rewardWeight, raise klWeight; with another output, dtype fp32.",
         )
 
 
@@ -190,13 +194,13 @@ def gradient(run: RunData) -> Iterator[Finding]:
     clipped = sum(1 for value in norm.values if value > bound > 0) / len(norm.values)
     median = sorted(norm.values)[len(norm.values) // 2]
     if clipped > CLIPPED_SHARE:
-        text = f"In {clipped:.0%} of the steps the gradient norm (median {median:.3g}) is above max_grad_norm={bound:g}."
-        advice = "Only its direction counts then. That may be wanted; otherwise raise max_grad_norm or lower reward_weight."
+        text = f"In {clipped:.0%} of the steps the gradient norm (median {median:.3g}) is above maxGradNorm={bound:g}."
+        advice = "Only its direction counts then. That may be wanted; otherwise raise maxGradNorm or lower rewardWeight."
         yield Finding("note", "The gradient is clipped at nearly every step", text, advice)
     elif median > 0 and max(norm.values) > SPIKE * median:
         at = norm.steps[norm.values.index(max(norm.values))]
         text = f"At step {at} it was {max(norm.values):.3g}, its median is {median:.3g}."
-        yield Finding("note", "The gradient norm jumps", text, "Set max_grad_norm near the median, or look at that step's row.")
+        yield Finding("note", "The gradient norm jumps", text, "Set maxGradNorm near the median, or look at that step's row.")
 
 
 def improves(run: RunData) -> Iterator[Finding]:
@@ -204,8 +208,7 @@ def improves(run: RunData) -> Iterator[Finding]:
     shown = held_out(run)
     if not shown.means:
         advice = (
-            "Set eval_rows (or eval_dataset), eval_steps and eval_noise_seeds: then the page shows whether other faces get "
-            "better too."
+            "Set evalRows (or evalDataset), evalSteps and evalNoiseSeeds: then the page shows whether other faces get better too."
         )
         yield Finding(
             "note", "No held-out reward", "Only the reward of trained rows is known, which rises by overfitting too.", advice
@@ -216,7 +219,11 @@ def improves(run: RunData) -> Iterator[Finding]:
     if len(shown.means) > 1 and rise > SMALL:
         sure = f", beyond the spread of {shown.noises} noises" if beyond else ""
         text = f"From {shown.means[0]:.3f} before training to {shown.means[-1]:.3f} after step {shown.steps[-1]}{sure}."
-        advice = "" if beyond else "A difference within the spread may be luck: raise eval_noise_seeds or eval_rows to be sure."
+        advice = (
+            ""
+            if beyond
+            else "A difference within the spread may be luck: raise evalNoiseSeeds, or evalRows with another output, to be sure."
+        )
         yield Finding("good", "The held-out reward has risen", text, advice)
 
 
@@ -231,7 +238,7 @@ def waits_for_data(run: RunData) -> Iterator[Finding]:
             "note",
             "Steps wait for their data",
             text,
-            "Switch on cache_conditions and cache_references, and use a fast cache volume.",
+            "Switch on cacheConditions and cacheReferences, and use a fast cache volume.",
         )
 
 
@@ -248,7 +255,7 @@ def _lost(times: Times) -> Iterator[Finding]:
             f"{times.lost / times.total:.0%} of the time is lost to restarts ({times.restarts}): steps made twice, and waiting."
         )
         yield Finding(
-            "warning", "Restarts are expensive", text, "Lower save_steps, and see the job's restartHistory for the cause."
+            "warning", "Restarts are expensive", text, "Lower saveSteps, and see the job's restartHistory for the cause."
         )
 
 
