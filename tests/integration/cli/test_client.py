@@ -220,9 +220,9 @@ def test_pods_that_cannot_be_asked_about_for_a_moment_neither_hold_up_a_followed
     installation: Installation, client: Client, logs: Logs, proxied: tuple[ApiProxy, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, kubeconfig = proxied
-    job = client.submit(manifest("stalled", nodes=1))
-    (pod,) = pods(installation, "stalled", nodes=1)
-    kubelet, log = Kubelet(installation, "stalled"), logs[pod["metadata"]["name"], "trainer"]
+    job = client.submit(manifest("asked-in-vain", nodes=1))
+    (pod,) = pods(installation, "asked-in-vain", nodes=1)
+    kubelet, log = Kubelet(installation, "asked-in-vain"), logs[pod["metadata"]["name"], "trainer"]
     kubelet.train(pod)
     log.write("one")
     of_pod = f"/pods/{pod['metadata']['name']}"
@@ -232,7 +232,7 @@ def test_pods_that_cannot_be_asked_about_for_a_moment_neither_hold_up_a_followed
     monkeypatch.setattr(connection, "READ_SECONDS", 2.0)
     log.ended = True
     kubelet.end(pod)
-    status(installation, "stalled", phase="Succeeded")
+    status(installation, "asked-in-vain", phase="Succeeded")
     pool = ThreadPoolExecutor(1)
     try:
         assert pool.submit(list, lines).result(timeout=PATIENCE_SECONDS) == []
