@@ -4,6 +4,7 @@
 what takes long to set up (a cluster, the tiny family, a finished run), so they stay in one process. A file is a group of its own.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,14 @@ def group_of(nodeid: str) -> str:
 
 def _place(folder: str) -> int:
     return FIRST.index(folder) if folder in FIRST else len(FIRST)
+
+
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process as the only rank."""
+    from torch import distributed  # seconds, which tests without it need not wait for
+
+    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

@@ -4,11 +4,9 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.guard import Guard
@@ -25,15 +23,9 @@ from rewardfl_trainer.storage import Storage
 from rewardfl_trainer.watcher import Judged, Watcher, check_tellable
 from tests.unit.checkpoints import MAIN, saver, train_a_step
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 LAST_STEP = 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def best_at(made: Saver, step: int, score: float = 0.5) -> BestCheckpoint:
@@ -130,23 +122,28 @@ def test_the_old_best_checkpoint_stays_for_as_long_as_the_record_names_it(
     assert (record(made)["step"], steps_in(Path(made.output))) == (3, [3, 4])
 
 
-def test_a_resumed_run_knows_the_best_checkpoint_and_keeps_it(tmp_path: Path) -> None:
+def started_anew(tmp_path: Path) -> Saver:
+    """A run in a new pod, whose output has step 1 as its best checkpoint, and step 2."""
     made = saver(tmp_path, save_total_limit=1)
     for step, best in ((1, 1), (2, 1)):
         save(made, step, best)
         assert made.uploads.finish()
     shutil.rmtree(made.folder)
-    again = saver(tmp_path, save_total_limit=1)
+    return saver(tmp_path, save_total_limit=1)
+
+
+def test_a_resumed_run_knows_the_best_checkpoint_and_keeps_it(tmp_path: Path) -> None:
+    again = started_anew(tmp_path)
     found = find(again.storage, again.folder, again.identity)
     assert found is not None
-    assert found.state.best == best_at(made, 1, 0.01)
+    assert found.state.best == best_at(again, 1, 0.01)
     recalled = again.uploads.recall_best(found.state.best, again.folder / "checkpoints")
     assert recalled == found.state.best
     assert again.uploads.finish()
     assert again.uploads.best == recalled
     save(again, 3, 1)
     assert again.uploads.finish()
-    assert steps_in(Path(made.output)) == [1, 3]
+    assert steps_in(Path(again.output)) == [1, 3]
 
 
 def test_a_best_checkpoint_that_is_on_the_disk_only_is_uploaded_after_a_restart(tmp_path: Path) -> None:
@@ -166,16 +163,6 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten_with_a_warning(tmp_path: Pa
     assert made.uploads.recall_best(best_at(made, 7), made.folder / "checkpoints") is None
     assert made.uploads.recall_best(None, made.folder / "checkpoints") is None
     assert [line for line in caplog.messages if "step-7, the best checkpoint so far, is gone" in line]
-
-
-def started_anew(tmp_path: Path) -> Saver:
-    """A run in a new pod, whose output has step 1 as its best checkpoint, and step 2."""
-    made = saver(tmp_path, save_total_limit=1)
-    for step, best in ((1, 1), (2, 1)):
-        save(made, step, best)
-        assert made.uploads.finish()
-    shutil.rmtree(made.folder)
-    return saver(tmp_path, save_total_limit=1)
 
 
 def test_where_the_best_checkpoint_never_arrived_the_one_on_record_is_the_best_and_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer import checkpoint as checkpointing
@@ -23,13 +22,7 @@ from rewardfl_trainer.order import Position
 from tests.unit.checkpoints import MAIN, saver, train_a_step
 from tests.unit.small_networks import small_dit
 
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> object:
-    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def test_a_checkpoint_holds_weights_and_state_and_a_manifest_that_describes_them(tmp_path: Path) -> None:

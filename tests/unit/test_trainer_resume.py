@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_api.spec import DEFAULT_GRACE_PERIOD_SECONDS, GRACE_PERIOD_VARIABLE
@@ -34,6 +33,8 @@ from rewardfl_trainer.uploads import Uploads
 from tests.unit.checkpoints import MAIN, saver, train_a_step
 from tests.unit.datasets import parameters
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 
 @pytest.fixture(autouse=True)
 def uploads_end_with_their_test() -> Iterator[None]:
@@ -43,14 +44,6 @@ def uploads_end_with_their_test() -> Iterator[None]:
         if thread.name == "uploads":
             thread.join(30)
             assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def saved(tmp_path: Path, *steps: int) -> Saver:

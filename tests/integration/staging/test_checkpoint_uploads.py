@@ -2,12 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import distributed
 
 from rewardfl_api.errors import ExitCode, Reason, RewardFLError
 from rewardfl_trainer.checkpoint import Saver
@@ -19,15 +17,9 @@ from tests.integration.fault_proxy import Exchange, fault_proxy
 from tests.integration.staging.buckets import Bucket, configuration
 from tests.unit.checkpoints import saver, train_a_step
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 DELAY_SECONDS = 0.3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = distributed.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def bucket_saver(tmp_path: Path, bucket: Bucket, endpoint: str | None = None) -> Saver:
